@@ -1,0 +1,252 @@
+"""The command line: ``anyecg STAGE config.toml [key=value ...]``."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from anyecg.loaders.errors import AnyECGError
+
+EPILOG = """\
+stages of a run, in order                      example
+  cohort     records and labels -> tables      anyecg cohort config.toml
+  shard      recordings -> HDF5 shards (MPI)   anyecg shard config.toml shard.ranks=8
+  finetune   shards -> model (DALI, DeepSpeed) anyecg finetune config.toml finetune.epochs=20
+  predict    model, shards -> scores           anyecg predict config.toml
+                                               anyecg predict --model runs/demo/model --input FOLDER --out scores.csv
+  evaluate   scores -> results table (MPI)     anyecg evaluate config.toml evaluate.n_replicates=2000
+  report     all of it -> report.html          anyecg report config.toml
+
+around them
+  demo       the whole chain on real ECGs      anyecg demo
+  run        all stages, kept where unchanged  anyecg run config.toml
+  verify     shards against their checksums    anyecg verify config.toml
+  doctor     what this machine has and lacks   anyecg doctor
+  config     the resolved config, explained    anyecg config config.toml seed=7
+"""
+CHAIN = ("cohort", "shard", "finetune", "predict", "evaluate", "report")
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="anyecg",
+        description="From hospital ECG waveforms to laboratory estimates, with confidence intervals.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in (*CHAIN, "run", "verify", "config"):
+        command = commands.add_parser(name, help=argparse.SUPPRESS)
+        required = name not in ("config", "predict")
+        command.add_argument("config", nargs=None if required else "?", help="config (TOML)")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="as in finetune.epochs=3")
+        if name == "predict":
+            command.add_argument("--model", type=Path, help="published model: a folder or its .safetensors file")
+            command.add_argument("--input", type=Path, help="a folder of WFDB records, or one record")
+            command.add_argument("--out", type=Path, help="CSV to write")
+    demo = commands.add_parser("demo", help=argparse.SUPPRESS)
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
+    demo.add_argument("--resume", action="store_true", help="continue what is there instead of starting anew")
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="as in finetune.epochs=3")
+    commands.add_parser("doctor", help=argparse.SUPPRESS)
+    return parser
+
+
+def _log_to(folder, stage):
+    """Send log lines to ``log/STAGE.log`` and, where no bar is shown, to standard error too."""
+    from anyecg.loaders.progress import on_terminal
+
+    path = Path(folder) / "log" / f"{stage}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING if on_terminal() else logging.INFO)
+    logging.basicConfig(
+        level=logging.INFO, handlers=[logging.FileHandler(path), console], force=True,
+        format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S",
+    )  # fmt: skip
+
+
+def _lock(folder):
+    """Keep a second run out of a run folder for as long as this process lives."""
+    import fcntl
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AnyECGError(f"{folder}: another anyecg is writing there; wait for it, or give another folder") from None
+    except OSError as cause:
+        logging.getLogger(__name__).warning("no lock on %s: %s", folder, cause)
+    return file
+
+
+def _on_ranks(name, config):
+    """Run one stage on this rank of a job that mpirun or srun started."""
+    from anyecg.app.stages import STAGES
+    from anyecg.loaders.ranks import world
+
+    comm = world()
+    _log_to(config.folder, name)
+    # A warning of a library says the same on every rank; other ranks speak only of errors.
+    logging.getLogger().setLevel(logging.INFO if comm.rank == 0 else logging.ERROR)
+    try:
+        stage = STAGES[name]
+        stage.run(config, comm, stage.wanted(config))
+    except AnyECGError as cause:
+        # When all ranks fail for one reason, the first one speaks and ends the job before the others do.
+        if comm.rank:
+            time.sleep(2)
+        print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
+        comm.Abort(2)
+    except BaseException:
+        logging.getLogger(__name__).exception("rank %d failed", comm.rank)
+        comm.Abort(1)
+
+
+def _run_stage(name, config):
+    """Run one stage here: nothing when it is done, alone or on ranks of its own; return the exit code."""
+    from anyecg.app.config import render_config
+    from anyecg.app.stages import STAGES
+    from anyecg.loaders.files import write_text
+
+    if name == "report":
+        return _report(config)
+    stage = STAGES[name]
+    wanted = stage.wanted(config)
+    if stage.is_done(config):
+        print(f"{name}: kept, nothing it depends on has changed", flush=True)
+        return 0
+    start = time.monotonic()
+    _log_to(config.folder, name)
+    resolved = Path(config.folder) / "config.toml"
+    write_text(resolved, render_config(config))
+    n_ranks = stage.n_ranks(config)
+    if n_ranks > 1:
+        from anyecg.slurm.launch import start_ranks
+
+        code = start_ranks([name, str(resolved)], n_ranks)
+        if code:
+            return code
+    else:
+        from anyecg.loaders.ranks import world
+
+        stage.run(config, world(), wanted)
+    print(f"{name}: done in {time.monotonic() - start:.0f} s on {n_ranks} rank{'s' * (n_ranks > 1)}", flush=True)
+    return 0
+
+
+def _report(config):
+    from anyecg.app.report import write_report
+
+    print(f"report: {write_report(config)}", flush=True)
+    return 0
+
+
+def _run_chain(config):
+    from anyecg.app.report import text_table
+    from anyecg.train.evaluate import read_results
+
+    for name in CHAIN:
+        code = _run_stage(name, config)
+        if code:
+            return code
+    print()
+    print(text_table(read_results(Path(config.folder) / "results.json")))
+    print(f"\nreport: {Path(config.folder) / 'report.html'}")
+    return 0
+
+
+def _demo(arguments):
+    import shutil
+    from importlib.resources import as_file, files
+
+    from anyecg.app.config import load_config
+
+    out = arguments.out.absolute()
+    if out.exists() and any(out.iterdir()) and not (out / "config.toml").exists():
+        raise AnyECGError(f"{out}: not empty and not a run of anyecg; give another folder with --out")
+    with as_file(files("anyecg.app") / "demo") as folder:
+        config = load_config(folder / "config.toml", [f"folder={out}", *arguments.overrides])
+        lock = _lock(out)
+        if not arguments.resume:
+            for name in ("cohort", "shards", "checkpoint", "model", "log"):
+                shutil.rmtree(out / name, ignore_errors=True)
+            for name in ("scores.h5", "results.csv", "results.json", "report.html"):
+                (out / name).unlink(missing_ok=True)
+        with lock:
+            return _run_chain(config)
+
+
+def _predict_files(arguments):
+    from anyecg.train.predict import predict_files
+
+    if arguments.config or not (arguments.model and arguments.input and arguments.out):
+        raise AnyECGError("predict wants either a config, or all of --model, --input and --out")
+    n_records, n_bad = predict_files(arguments.model, arguments.input, arguments.out)
+    print(f"{arguments.out}: {n_records} records, {n_bad} of them unreadable")
+    return 0
+
+
+def _verify(config):
+    from anyecg.loaders.errors import ShardError
+    from anyecg.loaders.index import verify
+
+    folder = Path(config.folder) / "shards"
+    wrong = verify(folder)
+    if wrong:
+        raise ShardError("\n".join(wrong))
+    print(f"{folder}: every shard and table is as it was written")
+    return 0
+
+
+def _dispatch(arguments):
+    if arguments.command == "doctor":
+        from anyecg.app.doctor import examine
+
+        return examine()
+    if arguments.command == "demo":
+        return _demo(arguments)
+    if arguments.command == "predict" and (arguments.model or arguments.input or arguments.out):
+        return _predict_files(arguments)
+    if arguments.command == "predict" and not arguments.config:
+        raise AnyECGError("predict wants either a config, or all of --model, --input and --out")
+
+    from anyecg.app.config import load_config, render_config
+    from anyecg.loaders.ranks import under_launcher
+
+    if arguments.command == "config" and arguments.config and "=" in arguments.config:
+        arguments.config, arguments.overrides = None, [arguments.config, *arguments.overrides]
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.command == "config":
+        print(render_config(config), end="")
+        return 0
+    if arguments.command == "verify":
+        return _verify(config)
+    if under_launcher() and arguments.command in CHAIN[:-1]:
+        _on_ranks(arguments.command, config)
+        return 0
+    with _lock(config.folder):
+        return _run_chain(config) if arguments.command == "run" else _run_stage(arguments.command, config)
+
+
+def main(argv=None):
+    """Run one command; 0 done, 1 a fault of ours (with its traceback), 2 one line about what the user can mend."""
+    # Outputs may come from credentialed data: readable by their owner only.
+    os.umask(0o077)
+    arguments = _parser().parse_args(argv)
+    try:
+        return _dispatch(arguments)
+    except AnyECGError as cause:
+        print(f"anyecg {arguments.command}: {cause}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"anyecg {arguments.command}: stopped; the same command continues", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+def examine(): return 0

@@ -1,0 +1,2 @@
+def write_report(config): return ''
+def text_table(rows): return str(rows)

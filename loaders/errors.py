@@ -1,0 +1,25 @@
+"""What can go wrong for a reason the user can mend; the command line prints one line and exits 2."""
+
+
+class AnyECGError(Exception):
+    """Base of every error with a remedy: says where, what was found, what was wanted, what to do next."""
+
+
+class ConfigError(AnyECGError):
+    """A config file that cannot be used."""
+
+
+class RecordError(AnyECGError):
+    """A recording that cannot be read."""
+
+
+class CohortError(AnyECGError):
+    """A cohort that cannot be built or does not fit its config."""
+
+
+class ShardError(AnyECGError):
+    """A shard or index that is missing, damaged, or of another make."""
+
+
+class ModelError(AnyECGError):
+    """A checkpoint, model or score file that is missing, damaged, or of another make."""

@@ -1,0 +1,54 @@
+"""Map the rooms at the top of the repository into the namespace package ``anyecg``."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOMS = ("kernels", "loaders", "train", "slurm", "app")
+
+setup(
+    name="anyecg-lab",
+    version="0.1.0",
+    description="Hospital ECG waveforms to laboratory estimates, from a laptop to a cluster",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[f"anyecg.{room}" for room in ROOMS],
+    package_dir={f"anyecg.{room}": room for room in ROOMS},
+    package_data={
+        "anyecg.app": [
+            "report.html.j2",
+            "demo/*.toml",
+            "demo/*.csv",
+            "demo/*.md",
+            "demo/records/*.hea",
+            "demo/records/*.mat",
+        ]
+    },
+    install_requires=[
+        "deepspeed>=0.19.8,<0.20",
+        "h5py>=3.12",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "mpi4py>=4.0",
+        "mpich>=4.2",
+        "numba>=0.61",
+        "numpy>=2.0",
+        "polars>=1.20",
+        "pydantic>=2.10",
+        "safetensors>=0.5",
+        "scipy>=1.14",
+        "tomli-w>=1.1",
+        "torch>=2.6",
+        "tqdm>=4.66",
+        "wfdb>=4.1.2",
+    ],
+    extras_require={
+        # One machine takes one of the two DALI builds, by the CUDA version of its driver; both also run without a GPU.
+        "cuda130": ["nvidia-dali-cuda130>=2.0"],
+        "cuda120": ["nvidia-dali-cuda120>=1.45"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.13", "pip-audit>=2.7", "pytest>=8.3", "ruff>=0.8", "scikit-learn>=1.5"],
+    },
+    entry_points={"console_scripts": ["anyecg=anyecg.app.cli:main"]},
+)

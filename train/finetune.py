@@ -1,0 +1,268 @@
+"""Train a network on the shards with DeepSpeed; every epoch ends in a checkpoint that is complete or invisible."""
+
+import csv
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from anyecg.kernels.auroc import auroc
+from anyecg.loaders.errors import ModelError
+from anyecg.loaders.files import file_hash, read_document, replacing, write_document
+from anyecg.loaders.progress import Progress
+from anyecg.loaders.settings import Section
+from anyecg.loaders.stream import rows_of_rank
+from anyecg.train.batches import PairBatches, WindowBatches
+from anyecg.train.distributed import join, leave
+from anyecg.train.loss import masked_bce
+from anyecg.train.model import build_model, load_weights, publish, save_weights
+
+log = logging.getLogger(__name__)
+CURVE = ("epoch", "windows", "train_loss", "val_loss", "val_auroc", "learning_rate", "windows_per_s", "waiting_share")
+
+
+class FinetuneConfig(Section):
+    """How a network is trained."""
+
+    model: Literal["resnet"] = Field("resnet", description="network: resnet (1.3 M parameters, from scratch)")
+    horizon_min: Literal[60, 30, 15] = Field(60, description="half-width of the time around a draw, in minutes")
+    epochs: int = Field(20, ge=1, le=10_000, description="passes over the training pairs")
+    batch_size: int = Field(256, ge=1, le=1_000_000, description="windows in a global batch, over all ranks")
+    learning_rate: float = Field(1e-3, gt=0, lt=10, description="largest learning rate of AdamW")
+    weight_decay: float = Field(0.05, ge=0, lt=10, description="weight decay of AdamW")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate; cosine follows")
+    gradient_clip: float = Field(1.0, gt=0, description="largest norm of a gradient")
+    ranks: int = Field(2, ge=1, description="MPI ranks started on this machine, one a GPU or a share of the cores")
+
+
+def _deepspeed_config(config, world_size, on_gpu):
+    """Derive DeepSpeed's JSON; rows may be uneven over ranks, so its micro-batch is nominal."""
+    micro = -(-config.batch_size // world_size)
+    return {
+        "train_batch_size": micro * world_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.gradient_clip,
+        "zero_optimization": {"stage": 0},
+        "steps_per_print": 2**31,
+        "torch_autocast": {"enabled": on_gpu, "dtype": "bfloat16"},
+    }
+
+
+def learning_rate_factor(step, *, n_steps, warmup_fraction):
+    """Return the share of the largest learning rate at a step: linear warm-up, then half a cosine to zero."""
+    n_warmup = max(1, round(warmup_fraction * n_steps))
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+
+
+class Checkpoint:
+    """The newest whole state of a training run, named by a pointer that is written last."""
+
+    def __init__(self, folder, stage_hash):
+        self.folder, self.stage_hash = Path(folder), stage_hash
+        self.pointer = self.folder / "pointer.json"
+
+    def load(self):
+        """Return the state of the last finished epoch, or None for a fresh start.
+
+        Raises
+        ------
+        ModelError
+            Another version, or a state file that is not the one the pointer names.
+        """
+        if not self.pointer.exists():
+            return None
+        document = read_document(self.pointer, "anyecg-checkpoint", missing="", error=ModelError)
+        if document["stage_hash"] != self.stage_hash:
+            log.info("checkpoint of another config or other shards is left; training starts anew")
+            return None
+        path = self.folder / document["file"]
+        if not path.is_file() or file_hash(path) != document["sha256"]:
+            raise ModelError(f"{path}: missing or damaged; remove {self.folder} and run 'anyecg finetune' again")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def save(self, state):
+        """Write a state, then the pointer, then remove older states."""
+        path = self.folder / f"epoch-{state['epoch']:04d}.pt"
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+        document = {"file": path.name, "sha256": file_hash(path), "stage_hash": self.stage_hash}
+        write_document(self.pointer, "anyecg-checkpoint", document)
+        for old in self.folder.glob("epoch-*.pt"):
+            if old != path:
+                old.unlink()
+
+
+class Validation:
+    """Masked loss and mean AUROC over the windows of the validation pairs."""
+
+    def __init__(self, index, config, stream, comm, device):
+        pairs = index.pairs_of("val", config.horizon_min)
+        tables = index.tables
+        self.comm, self.device = comm, device
+        self.labels = np.asarray(tables["draw_labels"])[tables["pair_draw"][pairs]]
+        mine = rows_of_rank(tables["pair_window"][pairs], comm.rank, comm.size)
+        batch_size = max(1, min(256, len(mine)))
+        self.batches = None
+        if len(mine):
+            self.batches = WindowBatches(
+                index, mine, batch_size=batch_size, prefetch=stream.prefetch, device_id=device.index
+            )  # fmt: skip
+
+    def measure(self, model):
+        """Return (loss, mean AUROC over targets with both classes), the same on every rank; NaN without labels."""
+        model.eval()
+        with torch.no_grad():
+            logits = [model(x.to(self.device)).float().cpu() for x in self.batches or []]
+        model.train()
+        n_targets = self.labels.shape[1]
+        gathered = self.comm.allgather(torch.cat(logits).numpy() if logits else np.empty((0, n_targets), np.float32))
+        logit_BC = np.concatenate(gathered)
+        if not (self.labels >= 0).any():
+            return float("nan"), float("nan")
+        loss = masked_bce(torch.from_numpy(logit_BC), torch.from_numpy(self.labels)).item()
+        values = [auroc(logit_BC[seen, c], self.labels[seen, c]) for c, seen in enumerate((self.labels >= 0).T)]
+        values = [value for value in values if not math.isnan(value)]
+        return loss, float(np.mean(values)) if values else float("nan")
+
+
+def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_hash):
+    """Train, and publish the network of the epoch with the lowest validation loss.
+
+    Parameters
+    ----------
+    folder, model_folder : path
+        Where the checkpoint and ``curve.csv`` go; where the finished model goes.
+    index : anyecg.loaders.index.Index
+    config : FinetuneConfig
+    stream : anyecg.loaders.dali.StreamConfig
+    comm : MPI communicator
+        Every rank calls this.
+    stage_hash : str
+        Names config and shards; a checkpoint of another one is not resumed.
+
+    Raises
+    ------
+    ModelError
+        No training pairs, a damaged checkpoint, or a loss that is not finite.
+    """
+    import deepspeed
+
+    if not len(index.pairs_of("train", config.horizon_min)):
+        raise ModelError(f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort]")
+    device = join(comm)
+    network = build_model(config.model, n_leads=len(index.leads), n_targets=len(index.targets), seed=seed)
+    checkpoint = Checkpoint(folder, stage_hash)
+    state = checkpoint.load()
+    order = {"seed": seed, "batch_size": config.batch_size, "split": "train", "horizon_min": config.horizon_min}
+    first_epoch = state["epoch"] if state else 0
+    n_batches = -(-len(index.pairs_of("train", config.horizon_min)) // config.batch_size)
+    n_steps = n_batches * config.epochs
+    optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: learning_rate_factor(step, n_steps=n_steps, warmup_fraction=config.warmup_fraction)
+    )
+    engine, optimiser, _, schedule = deepspeed.initialize(
+        model=network.to(device), optimizer=optimiser, lr_scheduler=schedule,
+        config=_deepspeed_config(config, comm.size, device.type == "cuda"),
+    )  # fmt: skip
+    if state:
+        engine.module.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+    curve = state["curve"] if state else []
+    best_loss, best_epoch = (state["best_loss"], state["best_epoch"]) if state else (math.inf, 0)
+    batches = PairBatches(
+        index, stream, order, comm, first_step=first_epoch * n_batches, device_id=device.index
+    )  # fmt: skip
+    validation = Validation(index, config, stream, comm, device)
+    best = Path(folder) / "best.safetensors"
+    n_left = (config.epochs - first_epoch) * len(index.pairs_of("train", config.horizon_min))
+    log.info("ranks=%d device=%s parameters=%d", comm.size, device, sum(p.numel() for p in network.parameters()))
+    with Progress("finetune", n_left, " windows", shown=comm.rank == 0) as progress:
+        for epoch in range(first_epoch, config.epochs):
+            rate = schedule.get_last_lr()[0]
+            row = _train_epoch(engine, batches, epoch, progress, comm)
+            val_loss, val_auroc = validation.measure(engine.module)
+            curve.append(
+                [epoch + 1, row["windows"], row["loss"], val_loss, val_auroc, rate, row["rate"], row["waiting"]]
+            )  # fmt: skip
+            # Without a validation split the last epoch is taken.
+            better = val_loss < best_loss or math.isnan(val_loss)
+            if better:
+                best_loss, best_epoch = val_loss, epoch + 1
+            if comm.rank == 0:
+                log.info(" ".join(f"{key}={value:.5g}" for key, value in zip(CURVE, curve[-1], strict=True)))
+                if better:
+                    save_weights(best, engine.module)
+                _write_curve(Path(folder) / "curve.csv", curve)
+                checkpoint.save(
+                    {
+                        "epoch": epoch + 1, "model": engine.module.state_dict(), "optimiser": optimiser.state_dict(),
+                        "schedule": schedule.state_dict(), "curve": curve, "best_loss": best_loss,
+                        "best_epoch": best_epoch,
+                    }
+                )  # fmt: skip
+    if comm.rank == 0:
+        load_weights(best, network)
+        publish(model_folder, network, _card(index, config, seed, curve[best_epoch - 1], network, stage_hash))
+    comm.barrier()
+    leave()
+
+
+def _train_epoch(engine, batches, epoch, progress, comm):
+    """Run one epoch; return windows, mean loss an observed label, windows/s and the share of time waiting for data."""
+    start, waited, n_windows, loss_sum, n_labels = time.monotonic(), 0.0, 0, 0.0, 0
+    for step in range(epoch * batches.n_batches, (epoch + 1) * batches.n_batches):
+        asked = time.monotonic()
+        x_BLT, label_BC = batches.next()
+        waited += time.monotonic() - asked
+        n_observed = batches.n_observed(step)
+        # DeepSpeed averages gradients over ranks; the loss is a sum over the global batch, so undo its division.
+        loss = masked_bce(engine(x_BLT.to(engine.device)), label_BC.to(engine.device), n_observed=n_observed)
+        engine.backward(loss * comm.size)
+        engine.step()
+        total = comm.allreduce(loss.item())
+        if not math.isfinite(total):
+            raise ModelError(f"the loss is {total} at step {step}; lower finetune.learning_rate, or look at the shards")
+        n_global = len(batches.pairs(step))
+        n_windows, loss_sum, n_labels = n_windows + n_global, loss_sum + total * n_observed, n_labels + n_observed
+        progress.advance(n_global, f"epoch {epoch + 1} loss {total:.3f}")
+    seconds = time.monotonic() - start
+    return {
+        "windows": n_windows, "loss": loss_sum / max(n_labels, 1), "rate": n_windows / seconds,
+        "waiting": waited / seconds,
+    }  # fmt: skip
+
+
+def _write_curve(path, curve):
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CURVE)
+        writer.writerows([f"{value:.6g}" for value in row] for row in curve)
+
+
+def _card(index, config, seed, best, network, stage_hash):
+    """Return what a user of the model must know: its input, its outputs, where it comes from."""
+    same = ("fs", "samples", "preset", "preset_hash", "target_hash")
+    return {
+        "model": config.model,
+        "targets": list(index.targets),
+        "leads": list(index.leads),
+        **{key: index.head[key] for key in same},
+        "standardised": "each window: (x - mean) / SD",
+        "index_hash": index.hash,
+        "stage_hash": stage_hash,
+        "n_parameters": sum(p.numel() for p in network.parameters()),
+        "epoch": best[0],
+        "val_loss": best[CURVE.index("val_loss")],
+        "seed": seed,
+        "finetune": config.model_dump(mode="json"),
+    }

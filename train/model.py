@@ -1,0 +1,100 @@
+"""A model as files: safetensors weights and a card that says what goes in and what comes out."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from anyecg.loaders.errors import ModelError
+from anyecg.loaders.files import file_hash, read_document, replacing, write_document
+from anyecg.train.resnet import ResNet
+
+MODELS = {"resnet": ResNet}
+
+
+def build_model(name, *, n_leads, n_targets, seed):
+    """Return a freshly initialised network, its weights a function of the seed."""
+    torch.manual_seed(seed)
+    return MODELS[name](in_channels=n_leads, n_targets=n_targets)
+
+
+def save_weights(path, model):
+    """Write a network's weights as safetensors, whole or absent."""
+    with replacing(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, temporary)
+
+
+def load_weights(path, model):
+    """Read safetensors weights into a network.
+
+    Raises
+    ------
+    ModelError
+        Missing, damaged, or made for another network.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as cause:
+        raise ModelError(f"{path}: cannot be read ({cause}); run 'anyecg finetune' again") from None
+    except RuntimeError as cause:
+        raise ModelError(f"{path}: weights of another network ({str(cause).splitlines()[-1].strip()})") from None
+
+
+def publish(folder, model, card):
+    """Write a model folder: weights, then ``card.json``, whose presence means that the model is complete."""
+    folder = Path(folder)
+    save_weights(folder / "model.safetensors", model)
+    document = {**card, "weights_sha256": file_hash(folder / "model.safetensors")}
+    write_document(folder / "card.json", "anyecg-model", document)
+
+
+def read_card(folder):
+    """Read the card of a published model.
+
+    Raises
+    ------
+    ModelError
+        No model there, another version, or an unknown network.
+    """
+    folder = Path(folder)
+    card = read_document(
+        folder / "card.json", "anyecg-model", error=ModelError,
+        missing=f"{folder} holds no finished model; run 'anyecg finetune' with the same config first",
+    )  # fmt: skip
+    if card.get("model") not in MODELS:
+        raise ModelError(f"{folder}: unknown network {card.get('model')!r}; known: {', '.join(MODELS)}")
+    return card
+
+
+def open_model(folder):
+    """Open a published model in eval mode.
+
+    Returns
+    -------
+    (torch.nn.Module, dict)
+        The network and its card: targets, rate, samples, leads, preset.
+
+    Raises
+    ------
+    ModelError
+        Missing, damaged, or of another version.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or file_hash(weights) != card["weights_sha256"]:
+        raise ModelError(f"{weights}: missing or not the weights of its card; run 'anyecg finetune' again")
+    model = build_model(card["model"], n_leads=len(card["leads"]), n_targets=len(card["targets"]), seed=0)
+    load_weights(weights, model)
+    return model.eval(), card
+
+
+def check_target_table(folder, card, index):
+    """Refuse a model made for another target table or another preparation than the shards have."""
+    for key, what in (("target_hash", "target table"), ("preset_hash", "preparation"), ("fs", "sampling rate")):
+        if card[key] != index.head[key]:
+            raise ModelError(
+                f"{folder}: made for another {what} ({card[key]}) than the shards in {index.folder} "
+                f"({index.head[key]}); run 'anyecg finetune' on these shards"
+            )

@@ -1,0 +1,208 @@
+"""Scores: one logit vector for each distinct window of a split, or a CSV for any folder of recordings."""
+
+import csv
+import logging
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from anyecg.kernels.segment import FLAT
+from anyecg.loaders.errors import ModelError, RecordError
+from anyecg.loaders.files import FORMATS, check_format, code_version, replacing
+from anyecg.loaders.index import Index
+from anyecg.loaders.progress import Progress
+from anyecg.loaders.ranks import share_error
+from anyecg.loaders.records import find_records, open_record
+from anyecg.loaders.shards import ShardConfig, cut_record
+from anyecg.loaders.stream import rows_of_rank
+from anyecg.train.batches import WindowBatches
+from anyecg.train.model import check_target_table, open_model
+
+log = logging.getLogger(__name__)
+BATCH = 256
+
+
+def predict_shards(path, index: Index, model_folder, *, prefetch, comm, stage_hash, splits=("val", "test")):
+    """Write ``scores.h5``: for each split its windows' global rows and their logits (float32).
+
+    Raises
+    ------
+    ModelError
+        The model is missing, or was made for another target table or preparation.
+    """
+    model, card = open_model(model_folder)
+    check_target_table(model_folder, card, index)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", comm.rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    model.to(device)
+    windows = {split: index.windows_of(split) for split in splits}
+    logits = {}
+    n_all = sum(len(rows) for rows in windows.values())
+    error = None
+    with Progress("predict", n_all, " windows", shown=comm.rank == 0) as progress:
+        for split, rows in windows.items():
+            mine = rows_of_rank(rows, comm.rank, comm.size)
+            parts = [np.empty((0, len(index.targets)), np.float32)]
+            try:
+                parts += _logits(model, index, mine, prefetch, device, progress, comm.size)
+            except Exception as cause:  # a DALI worker's error comes back as its own type
+                error = ModelError(f"predicting {split}: {cause}")
+            share_error(comm, error)
+            gathered = comm.gather(np.concatenate(parts))
+            if comm.rank == 0:
+                logits[split] = np.concatenate(gathered)
+    if comm.rank == 0:
+        _write_scores(path, windows, logits, index, card, stage_hash)
+    comm.barrier()
+
+
+def _logits(model, index, rows, prefetch, device, progress, n_ranks):
+    if not len(rows):
+        return []
+    batches = WindowBatches(
+        index, rows, batch_size=min(BATCH, len(rows)), prefetch=prefetch, device_id=device.index
+    )  # fmt: skip
+    found = []
+    with torch.no_grad():
+        for x_BLT in batches:
+            found.append(model(x_BLT.to(device)).float().cpu().numpy())
+            progress.advance(min(len(x_BLT) * n_ranks, progress.total - progress.done))
+    return found
+
+
+def _write_scores(path, windows, logits, index, card, stage_hash):
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+        file.attrs.update(
+            {
+                "format": "anyecg-scores", "version": FORMATS["anyecg-scores"], "code_version": code_version(),
+                "index_hash": index.hash, "weights_sha256": card["weights_sha256"], "stage_hash": stage_hash,
+                "target_hash": card["target_hash"],
+            }
+        )  # fmt: skip
+        for split, rows in windows.items():
+            for name, values in (("window", rows.astype(np.int64)), ("logit", logits[split])):
+                chunk = (min(16_384, max(1, len(values))), *values.shape[1:])
+                file.create_dataset(
+                    f"{split}/{name}", data=values, maxshape=(None, *values.shape[1:]), chunks=chunk, fletcher32=True
+                )  # fmt: skip
+
+
+def read_scores(path, index):
+    """Read ``scores.h5``.
+
+    Returns
+    -------
+    dict of split -> (window rows int64 (n,), logits float32 (n, targets))
+
+    Raises
+    ------
+    ModelError
+        Missing, damaged, another version, or made from other shards.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelError(f"{path}: no scores; run 'anyecg predict' with the same config first")
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+            found = attributes.get("format"), int(attributes.get("version", -1))
+            check_format(path, "anyecg-scores", *found, ModelError)
+            if attributes["index_hash"] != index.hash:
+                raise ModelError(f"{path}: made from other shards than those in {index.folder}; run 'anyecg predict'")
+            return {split: (file[split]["window"][...], file[split]["logit"][...]) for split in file}
+    except (OSError, KeyError, ValueError, RuntimeError) as cause:
+        raise ModelError(f"{path}: damaged ({cause}); run 'anyecg predict' again") from None
+
+
+def _standardise(signal_WT, scale_W):
+    mv_WT = signal_WT * scale_W[:, None]
+    centred = mv_WT - mv_WT.mean(1, keepdims=True)
+    return (centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-16)).astype(np.float32)
+
+
+def score_record(model, card, record):
+    """Return the logits of one recording.
+
+    Returns
+    -------
+    (start_W, logit_WC)
+        Window starts in seconds and float32 logits, NaN for flat windows; a short recording is one padded window.
+    """
+    config = ShardConfig(preset=card["preset"], fs=card["fs"])
+    signal_WT, scale_W, start_W, flags_W, _ = cut_record(record, config, keep_all=True)
+    logit_WC = np.full((len(scale_W), len(card["targets"])), np.nan, np.float32)
+    good = (flags_W & FLAT) == 0
+    if good.any():
+        x = torch.from_numpy(_standardise(signal_WT[good], scale_W[good]))[:, None]
+        with torch.no_grad():
+            logit_WC[good] = torch.cat([model(part) for part in x.split(BATCH)]).numpy()
+    return start_W, logit_WC
+
+
+def predict_files(model_folder, source, out):
+    """Score any recordings with a published model and write a CSV.
+
+    Parameters
+    ----------
+    model_folder : path
+        A published model (``card.json`` beside ``model.safetensors``), or its ``.safetensors`` file.
+    source : path
+        A folder of WFDB records, or one record.
+    out : path
+        CSV: record, start_s (empty on the record's own row), then one column of probabilities a target. The record's
+        own row has the sigmoid of the mean logit of its windows. An unreadable record keeps its row, without numbers.
+
+    Returns
+    -------
+    (int, int)
+        Records, and how many of them could not be read.
+
+    Raises
+    ------
+    ModelError, RecordError
+        No such model; no record there.
+    """
+    model_folder, source = Path(model_folder), Path(source)
+    if model_folder.suffix == ".safetensors":
+        model_folder = model_folder.parent
+    model, card = open_model(model_folder)
+    if source.is_dir():
+        names, root = find_records(source), source
+    else:
+        names, root = [source.name.removesuffix(".hea")], source.parent
+    if not names:
+        raise RecordError(f"{source}: no record (.hea) below it; give a folder of WFDB records")
+    n_bad = 0
+    with (
+        Progress("predict", len(names), " records") as progress,
+        replacing(out) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["record", "start_s", *card["targets"]])
+        for name in names:
+            try:
+                start_W, logit_WC = score_record(model, card, open_record(root / name, root=root))
+            except RecordError as cause:
+                if not source.is_dir():
+                    raise
+                log.warning("no scores: %s", cause)
+                n_bad += 1
+                start_W, logit_WC = np.empty(0), np.empty((0, len(card["targets"])), np.float32)
+            seen = logit_WC[~np.isnan(logit_WC).any(1)]
+            mean_C = seen.mean(0) if len(seen) else np.full(len(card["targets"]), np.nan)
+            writer.writerow([name, "", *map(_probability, mean_C)])
+            writer.writerows(
+                [name, f"{start:g}", *map(_probability, row)] for start, row in zip(start_W, logit_WC, strict=True)
+            )  # fmt: skip
+            progress.advance(1)
+    return len(names), n_bad
+
+
+def _probability(logit):
+    if math.isnan(logit):
+        return ""
+    return f"{0.5 * (1 + math.tanh(0.5 * float(logit))):.6f}"
