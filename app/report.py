@@ -1,2 +1,267 @@
-def write_report(config): return ''
-def text_table(rows): return str(rows)
+"""The report: one self-contained HTML file with tables, plots and example ECGs."""
+
+import csv
+import io
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from anyecg.app.config import Config, render_config
+from anyecg.kernels.auroc import METRICS
+from anyecg.kernels.segment import FLAG_NAMES
+from anyecg.loaders.cohort import open_cohort
+from anyecg.loaders.errors import ModelError
+from anyecg.loaders.files import code_version, read_document, write_text
+from anyecg.loaders.stream import ChunkReader, open_index
+from anyecg.train.evaluate import one_target, read_results, units_of
+from anyecg.train.model import read_card
+from anyecg.train.predict import read_scores
+
+METRIC_NAMES = ("AUROC", "AUPRC", "Sensitivity", "Specificity", "F1")
+PACKAGES = (
+    "numpy", "scipy", "numba", "h5py", "torch", "deepspeed", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "mpi4py",
+    "mpich", "wfdb", "polars",
+)  # fmt: skip
+COLOURS = ("#0b5c8a", "#c8553d", "#4f8a3c", "#7a4fa3", "#b8860b", "#2a9d8f", "#8c564b", "#555555")
+STYLE = {
+    "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+    "svg.fonttype": "none", "svg.hashsalt": "anyecg", "axes.edgecolor": "#5b6675", "axes.labelcolor": "#1c2430",
+}  # fmt: skip
+MAX_ROC_TARGETS = 8
+MAX_EXAMPLE_TARGETS = 6
+
+
+def _svg(figure):
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return Markup(text.getvalue()[text.getvalue().index("<svg") :])
+
+
+def _interval(row, metric):
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    return "no interval" if np.isnan(low) else f"{low:.3f}–{high:.3f}"
+
+
+def _value(value):
+    return "–" if np.isnan(value) else f"{value:.3f}"
+
+
+def text_table(rows):
+    """Return the results as lines for a terminal, AUROC and AUPRC with their CIs."""
+    lines = [("target", "level", "n", "positive", "AUROC", "95% CI", "AUPRC", "sens", "spec", "F1")]
+    for row in rows:
+        lines.append(
+            (
+                row["target"], row["level"], str(row["n"]), str(row["n_positive"]), _value(row["auroc"]),
+                _interval(row, "auroc"), *(_value(row[name]) for name in ("auprc", "sensitivity", "specificity", "f1")),
+            )
+        )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
+
+
+def _roc(index, scores, rows, horizon_min, level):
+    """Draw the ROC curves of the targets with the highest AUROC, at one horizon and level."""
+    figure = Figure(figsize=(5.2, 4.8))
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#b9c0c9", lw=1, ls="--")
+    units = units_of(index, scores, "test", horizon_min, level)
+    shown = [row for row in rows if (row["horizon_min"], row["level"]) == (horizon_min, level)]
+    shown = sorted((row for row in shown if not np.isnan(row["auroc"])), key=lambda row: -row["auroc"])
+    for row, colour in zip(shown[:MAX_ROC_TARGETS], COLOURS, strict=False):
+        target = index.targets.index(row["target"])
+        chosen = one_target(units, target, level)
+        order = np.argsort(-units.logit[chosen, target], kind="stable")
+        score, positive = units.logit[chosen, target][order], units.label[chosen, target][order] == 1
+        ends = np.append(score[1:] != score[:-1], True)
+        true_rate = np.concatenate([[0], (np.cumsum(positive) / positive.sum())[ends]])
+        false_rate = np.concatenate([[0], (np.cumsum(~positive) / (~positive).sum())[ends]])
+        axes.plot(false_rate, true_rate, color=colour, lw=1.8, label=f"{row['target']} ({row['auroc']:.3f})")
+    axes.set(xlabel="1 - specificity", ylabel="Sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set_title(f"ROC, {level} level", loc="left", fontsize=11)
+    if shown:
+        axes.legend(frameon=False, loc="lower right", title="AUROC", fontsize=9)
+    return _svg(figure)
+
+
+def _forest(rows, confidence):
+    """Draw the AUROC of every row with its CI."""
+    rows = [row for row in rows if not np.isnan(row["auroc"])]
+    figure = Figure(figsize=(5.6, 1.2 + 0.34 * max(len(rows), 4)))
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        colour = {"window": COLOURS[0], "draw": COLOURS[1], "visit": COLOURS[2]}[row["level"]]
+        if not np.isnan(row["auroc_low"]):
+            axes.plot([row["auroc_low"], row["auroc_high"]], [place, place], color=colour, lw=2)
+        axes.plot(row["auroc"], place, "s", color=colour, ms=6)
+    axes.axvline(0.5, color="#b9c0c9", lw=1, ls="--")
+    names = [f"{row['target']}, {row['level']}" for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("AUROC")
+    axes.set_title(f"AUROC with {confidence:.0%} CI", loc="left", fontsize=11)
+    axes.grid(axis="x", color="#e6eaee")
+    return _svg(figure)
+
+
+def _curve(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    figure = Figure(figsize=(9.6, 3.2))
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    left.plot(epochs, [row["train_loss"] for row in rows], "o-", ms=3, color=COLOURS[0], label="train")
+    left.plot(epochs, [row["val_loss"] for row in rows], "o-", ms=3, color=COLOURS[1], label="validation")
+    left.set(xlabel="epoch", ylim=(0, None))
+    left.set_title("Masked BCE", loc="left", fontsize=11)
+    left.legend(frameon=False)
+    right.plot(epochs, [row["val_auroc"] for row in rows], "o-", ms=3, color=COLOURS[1])
+    right.set(xlabel="epoch")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set_title("Mean AUROC on validation windows", loc="left", fontsize=11)
+    return _svg(figure), rows
+
+
+def draw_ecg(mv_T, fs):
+    """Draw one lead on ECG paper, 25 mm/s and 10 mm/mV.
+
+    Parameters
+    ----------
+    mv_T : float array, shape (samples,)
+    fs : float
+
+    Returns
+    -------
+    markupsafe.Markup, an SVG 250 mm wide for 10 s
+    """
+    seconds = len(mv_T) / fs
+    # Far beyond, the trace leaves the paper, as it does on real paper.
+    low = np.clip(np.floor(mv_T.min() * 2) / 2, -2.0, -1.0)
+    high = np.clip(np.ceil(mv_T.max() * 2) / 2, 1.5, 2.5)
+    figure = Figure(figsize=(seconds * 25 / 25.4, (high - low) * 10 / 25.4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, seconds), ylim=(low, high), xticks=[], yticks=[])
+    for spacing, width, colour in ((1, 0.3, "#f6d5d2"), (5, 0.7, "#eba9a3")):
+        axes.vlines(np.arange(0, seconds + 1e-9, spacing / 25), low, high, color=colour, lw=width)
+        axes.hlines(np.arange(low, high + 1e-9, spacing / 10), 0, seconds, color=colour, lw=width)
+    axes.plot(np.arange(len(mv_T)) / fs, mv_T, color="#1c2430", lw=0.9)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return _svg(figure)
+
+
+def _examples(index, scores, horizon_min):
+    """Show for each target the highest- and the lowest-scored positive and the highest-scored negative window."""
+    units = units_of(index, scores, "test", horizon_min, "window")
+    reader = ChunkReader(index, cache_chunks=4)
+    examples, shown = [], set()
+    for number, target in enumerate(index.targets[:MAX_EXAMPLE_TARGETS]):
+        rows = one_target(units, number, "window")
+        rows = rows[~np.isin(units.window[rows], list(shown))]
+        logit, label = units.logit[rows, number], units.label[rows, number]
+        for wanted, pick, what in (
+            (1, np.argmax, "present, highest score"), (1, np.argmin, "present, lowest score"),
+            (0, np.argmax, "absent, highest score"),
+        ):  # fmt: skip
+            if not (label == wanted).any():
+                continue
+            row = rows[label == wanted][pick(logit[label == wanted])]
+            window = int(units.window[row])
+            shown.add(window)
+            mv_T = reader.read([window])[0, 0] * index.tables["window_scale"][window]
+            flags = [name for flag, name in FLAG_NAMES.items() if index.tables["window_flags"][window] & flag]
+            said = [
+                f"{name} {1 / (1 + np.exp(-value)):.2f}"
+                for name, value in zip(index.targets, units.logit[row], strict=True)
+            ]
+            caption = f"{target} {what}. Scores: {', '.join(said[:8])}"
+            caption += f". Flags: {', '.join(flags)}." if flags else "."
+            examples.append({"caption": caption, "picture": draw_ecg(mv_T, index.head["fs"])})
+    reader.close()
+    return examples
+
+
+def _counts(cohort, index):
+    reasons = cohort.quarantine["reason"].str.split(":").list.first().to_list()
+    lines = [(what, n) for what, n in cohort.flow if not what.startswith("- ")]
+    lines += [(f"left out: {reason}", reasons.count(reason)) for reason in dict.fromkeys(reasons)]
+    splits = []
+    for split in ("train", "val", "test"):
+        windows = index.windows_of(split)
+        patients = index.tables["visit_patient"][index.tables["window_visit"][windows]]
+        splits.append((f"{split}: windows", len(windows)))
+        splits.append((f"{split}: patients", len(np.unique(patients))))
+    splits.append(("patients in two splits", index.head["patients_in_two_splits"]))
+    return [
+        ("Cohort", lines), ("Shards", list(index.head["counts"].items())), ("Splits", splits),
+    ]  # fmt: skip
+
+
+def _versions():
+    installed = [f"anyecg-lab {code_version()}", f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            installed.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(installed)
+
+
+def write_report(config: Config):
+    """Write ``report.html`` into the run folder from the files of the stages, and return its path.
+
+    Raises
+    ------
+    AnyECGError
+        A stage before has not finished.
+    """
+    folder = Path(config.folder)
+    cohort, index = open_cohort(folder / "cohort"), open_index(folder / "shards")
+    card, scores = read_card(folder / "model"), read_scores(folder / "scores.h5", index)
+    read_document(
+        folder / "results.json", "anyecg-results", error=ModelError,
+        missing=f"{folder / 'results.json'}: no results; run 'anyecg evaluate' with the same config first",
+    )  # fmt: skip
+    rows = read_results(folder / "results.json")
+    horizon_min, level = rows[-1]["horizon_min"], rows[-1]["level"]
+    with matplotlib.rc_context(STYLE):
+        curve, epochs = _curve(folder / "checkpoint" / "curve.csv")
+        figures = {
+            "roc": _roc(index, scores, rows, horizon_min, level),
+            "forest": _forest(rows, config.evaluate.confidence),
+            "curve": curve,
+            "examples": _examples(index, scores, horizon_min),
+        }
+    n_test = len(np.unique(index.tables["visit_patient"][np.flatnonzero(index.tables["visit_split"][:] == 2)]))
+    environment = Environment(loader=PackageLoader("anyecg.app", "."), autoescape=True, undefined=StrictUndefined)
+    html = environment.get_template("report.html.j2").render(
+        title="AnyECG-Lab report",
+        subtitle=f"{len(index.targets)} targets, {index.head['counts']['windows']} windows of 10 s, "
+        f"{len(np.unique(index.tables['visit_patient']))} patients, {n_test} of them in the test split",
+        metric_names=METRIC_NAMES,
+        rows=[
+            {**row, "metrics": [(_value(row[metric]), _interval(row, metric)) for metric in METRICS]} for row in rows
+        ],
+        interval_note=f"{config.evaluate.confidence:.0%} confidence intervals, {config.evaluate.interval}, "
+        f"{config.evaluate.n_replicates} bootstrap replicates that resample the {config.evaluate.unit}. Sensitivity, "
+        "specificity and F1 at the threshold that is best on the validation split (Youden). A value of 0 or 1, or "
+        "fewer than two patients of a class, has no interval. Level draw: mean logit of the windows of one draw.",
+        training_note=f"{card['model']}, {card['n_parameters']:,} parameters; epoch {card['epoch']} of {len(epochs)} "
+        f"has the lowest validation loss and is the one used. Median {np.median([e['windows_per_s'] for e in epochs]):.0f} "
+        f"windows/s, {np.median([e['waiting_share'] for e in epochs]):.1%} of the time waiting for data.",
+        counts=_counts(cohort, index),
+        versions=_versions(),
+        config=render_config(config),
+        **figures,
+    )
+    write_text(folder / "report.html", html)
+    return folder / "report.html"

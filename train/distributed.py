@@ -18,6 +18,9 @@ def join(comm):
 
     Without a network route too: on one machine only the loopback address is used.
     """
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     from mpi4py import MPI
 
@@ -28,7 +31,6 @@ def join(comm):
     node.Free()
     host = "127.0.0.1" if one_node else socket.gethostname()
     host, port = comm.bcast((host, _free_port()) if comm.rank == 0 else None)
-    on_gpu = torch.cuda.is_available()
     if one_node:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ |= {

@@ -41,7 +41,7 @@ def predict_shards(path, index: Index, model_folder, *, prefetch, comm, stage_ha
     windows = {split: index.windows_of(split) for split in splits}
     logits = {}
     n_all = sum(len(rows) for rows in windows.values())
-    error = None
+    n_done, error = 0, None
     with Progress("predict", n_all, " windows", shown=comm.rank == 0) as progress:
         for split, rows in windows.items():
             mine = rows_of_rank(rows, comm.rank, comm.size)
@@ -52,6 +52,8 @@ def predict_shards(path, index: Index, model_folder, *, prefetch, comm, stage_ha
                 error = ModelError(f"predicting {split}: {cause}")
             share_error(comm, error)
             gathered = comm.gather(np.concatenate(parts))
+            n_done += len(rows)
+            progress.advance(n_done - progress.done)
             if comm.rank == 0:
                 logits[split] = np.concatenate(gathered)
     if comm.rank == 0:
@@ -69,7 +71,7 @@ def _logits(model, index, rows, prefetch, device, progress, n_ranks):
     with torch.no_grad():
         for x_BLT in batches:
             found.append(model(x_BLT.to(device)).float().cpu().numpy())
-            progress.advance(min(len(x_BLT) * n_ranks, progress.total - progress.done))
+            progress.advance(min(len(x_BLT) * n_ranks, progress.total - progress.done - 1))
     return found
 
 

@@ -1,0 +1,34 @@
+# make demo | test | check | audit; each first makes .venv when it is missing or older than setup.py or constraints.txt.
+PYTHON ?= python3.11
+DALI ?= cuda130
+VENV = .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+ROOMS = kernels loaders train slurm app
+
+.PHONY: demo test check audit install
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(BIN)/anyecg demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p .types/anyecg
+	for room in $(ROOMS); do ln -sfn ../../$$room .types/anyecg/$$room; done
+	$(BIN)/mypy $(ROOMS:%=-p anyecg.%)
+
+audit: $(INSTALLED)
+	$(BIN)/python benchmarks/audit.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py constraints.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; install it with its venv module, or say make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(DALI),dev]'
+	touch $@

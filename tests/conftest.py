@@ -1,0 +1,79 @@
+"""What several tests share: the command line as a user runs it, and one small finished run."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+DEMO = REPOSITORY / "app" / "demo"
+SHARED = REPOSITORY.parent / "shared" / "data"
+SMALL = """\
+folder = "run"
+seed = 3
+[cohort]
+kind = "folder"
+path = "{records}"
+labels = "labels.csv"
+val_fraction = 0.2
+test_fraction = 0.3
+[shard]
+pad_short = true
+windows_per_shard = 40
+[stream]
+shift_seconds = 10.0
+wander_mv = 0.1
+[finetune]
+epochs = 2
+batch_size = 16
+[evaluate]
+levels = ["window", "draw", "visit"]
+n_replicates = 200
+"""
+
+
+def anyecg(*arguments, **options):
+    """Run the command line in a process of its own; return its CompletedProcess with text output."""
+    command = [sys.executable, "-m", "anyecg.app.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560, **options)
+
+
+def on_ranks(n_ranks, *arguments):
+    """Run the command line on MPI ranks."""
+    from anyecg.slurm.launch import find_mpirun
+
+    command = [find_mpirun(), "-n", str(n_ranks), sys.executable, "-m", "anyecg.app.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=560, env=environment, stdin=subprocess.DEVNULL
+    )  # fmt: skip
+
+
+def write_small_config(folder, n_records=60):
+    """Lay a config of ``n_records`` real recordings into ``folder``; return its path."""
+    with (DEMO / "labels.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows[:n_records]])
+    (folder / "config.toml").write_text(SMALL.format(records=DEMO / "records"))
+    return folder / "config.toml"
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """Return the folder of a finished run on 60 real recordings; tests read it and leave it as it is."""
+    folder = tmp_path_factory.mktemp("small")
+    done = anyecg("run", write_small_config(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def small_index(small_run):
+    """Return the index of the small run's shards."""
+    from anyecg.loaders.stream import open_index
+
+    return open_index(small_run / "shards")

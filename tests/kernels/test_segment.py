@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anyecg.kernels.segment import (
+    CLIPPED,
+    FLAT,
+    HUGE,
+    NO_BEAT,
+    NONFINITE,
+    OVER_4MV,
+    grid,
+    quality,
+    quantise,
+    stretches,
+)
+
+
+def beats(fs=500, seconds=10, amplitude=1.0):
+    """A window with a spike of 40 ms each 0.8 s on a little noise."""
+    time = np.arange(int(fs * seconds)) / fs
+    noise = 0.01 * np.random.default_rng(4).standard_normal(len(time))
+    return (noise + amplitude * np.exp(-(((time % 0.8) - 0.4) ** 2) / (2 * 0.01**2))).astype(np.float32)
+
+
+@pytest.mark.parametrize("fs", [250, 300, 500])
+def test_a_clean_window_has_no_flag(fs):
+    assert quality(beats(fs)[None], fs=fs)[0] == 0
+
+
+def _with(change):
+    window = beats()
+    change(window)
+    return window
+
+
+@pytest.mark.parametrize(
+    ("window", "flag"),
+    [
+        (np.full(5000, 0.3, np.float32), FLAT),
+        (beats(amplitude=25), HUGE),
+        (beats(amplitude=5), OVER_4MV),
+        (_with(lambda w: np.put(w, 7, np.nan)), NONFINITE),
+        (_with(lambda w: np.put(w, 7, np.inf)), NONFINITE),
+        (np.minimum(beats(), 0.06), CLIPPED),
+        (0.01 * np.random.default_rng(5).standard_normal(5000).astype(np.float32), NO_BEAT),
+        (np.sin(np.arange(5000) / 800).astype(np.float32), NO_BEAT),
+    ],
+)
+def test_each_fault_is_flagged(window, flag):
+    assert quality(window[None], fs=500)[0] & flag
+
+
+def slow_stretches(signal, max_gap):
+    """The obvious twin: runs of finite samples, joined over gaps up to ``max_gap``."""
+    runs = []
+    for i, value in enumerate(signal):
+        if not np.isfinite(value):
+            continue
+        if runs and i - runs[-1][1] <= max_gap:
+            runs[-1][1] = i + 1
+        else:
+            runs.append([i, i + 1])
+    return runs
+
+
+@given(st.lists(st.booleans(), max_size=120))
+@settings(max_examples=300, deadline=None)
+def test_stretches_agree_with_the_slow_twin(valid):
+    signal = np.where(valid, np.arange(len(valid)) * 0.5, np.nan).astype(np.float32)
+    filled, bounds, was_filled = stretches(signal, fs=100)
+    assert bounds.tolist() == slow_stretches(signal, 4)
+    for start, stop in bounds:
+        # A straight line through its gaps is the same straight line.
+        np.testing.assert_allclose(filled[start:stop], np.arange(start, stop) * 0.5, rtol=1e-6)
+        np.testing.assert_array_equal(was_filled[start:stop], ~np.isfinite(signal[start:stop]))
+
+
+@pytest.mark.parametrize(("n_samples", "fs", "wanted"), [(4999, 500, []), (5000, 500, [0]), (3120, 128, [0, 1280])])
+def test_the_grid_holds_whole_windows_only(n_samples, fs, wanted):
+    assert grid(n_samples, fs=fs).tolist() == wanted
+
+
+def test_quantised_windows_are_off_by_at_most_half_a_scale():
+    window_WT = np.random.default_rng(6).standard_normal((5, 300)).astype(np.float32) * [[1e-6], [1], [3], [19], [0]]
+    signal_WT, scale_W = quantise(window_WT)
+    assert signal_WT.dtype == np.int16
+    error = np.abs(signal_WT * scale_W[:, None].astype(float) - window_WT.astype(np.float32))
+    assert (error <= 0.5001 * scale_W[:, None]).all()
+    assert np.abs(signal_WT[:4]).max(1).tolist() == [32767] * 4
