@@ -48,7 +48,15 @@ setup(
         # One machine takes one of the two DALI builds, by the CUDA version of its driver; both also run without a GPU.
         "cuda130": ["nvidia-dali-cuda130>=2.0"],
         "cuda120": ["nvidia-dali-cuda120>=1.45"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.13", "pip-audit>=2.7", "pytest>=8.3", "ruff>=0.8", "scikit-learn>=1.5", "setuptools>=77"],
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.13",
+            "pip-audit>=2.7",
+            "pytest>=8.3",
+            "ruff>=0.8",
+            "scikit-learn>=1.5",
+            "setuptools>=77",
+        ],
     },
     entry_points={"console_scripts": ["anyecg=anyecg.app.cli:main"]},
 )

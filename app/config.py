@@ -5,8 +5,6 @@ import tomllib
 from pathlib import Path
 
 import tomli_w
-from pydantic import Field, ValidationError
-
 from anyecg.loaders.cohort import CohortConfig
 from anyecg.loaders.dali import StreamConfig
 from anyecg.loaders.errors import ConfigError
@@ -15,6 +13,8 @@ from anyecg.loaders.settings import Section
 from anyecg.loaders.shards import ShardConfig
 from anyecg.train.evaluate import EvaluateConfig
 from anyecg.train.finetune import FinetuneConfig
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
 
 MAX_BYTES = 1_000_000
 
@@ -36,7 +36,7 @@ PATHS = (("folder",), ("cohort", "path"), ("cohort", "labels"))
 
 def known_keys():
     """Return every key of the config as dotted name -> field, in order."""
-    keys = {}
+    keys: dict[str, FieldInfo] = {}
     for name, field in Config.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
@@ -50,7 +50,7 @@ def _explain(error):
     """Return what one pydantic error means, with the nearest known key for an unknown one."""
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        names = list(known_keys()) + [key for key in Config.model_fields]
+        names = list(known_keys()) + list(Config.model_fields)
         near = difflib.get_close_matches(name, names, 1, 0.4)
         last = {known.split(".")[-1]: known for known in names}
         near = near or [last[key] for key in difflib.get_close_matches(name.split(".")[-1], last, 1, 0.4)]

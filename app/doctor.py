@@ -54,7 +54,6 @@ def _gpu():
 def _dali():
     import numpy as np
     import torch
-
     from anyecg.loaders.dali import make_pipeline, to_torch
 
     device_id = 0 if torch.cuda.is_available() else None
@@ -103,7 +102,9 @@ def _locks():
 def _space(path, wanted):
     free = shutil.disk_usage(path).free
     if free < wanted:
-        raise AnyECGError(f"{free / GB:.1f} GB free in {path}; wanted {wanted / GB:.1f} GB: free some, or mount a larger one")
+        raise AnyECGError(
+            f"{free / GB:.1f} GB free in {path}; wanted {wanted / GB:.1f} GB: free some, or mount a larger one"
+        )
     return f"{free / GB:.1f} GB free in {path}"
 
 

@@ -5,14 +5,10 @@ import io
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 from anyecg.app.config import Config, render_config
 from anyecg.kernels.auroc import METRICS
 from anyecg.kernels.segment import FLAG_NAMES
@@ -23,6 +19,10 @@ from anyecg.loaders.stream import ChunkReader, open_index
 from anyecg.train.evaluate import one_target, read_results, units_of
 from anyecg.train.model import read_card
 from anyecg.train.predict import read_scores
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 METRIC_NAMES = ("AUROC", "AUPRC", "Sensitivity", "Specificity", "F1")
 PACKAGES = (
@@ -30,7 +30,7 @@ PACKAGES = (
     "mpich", "wfdb", "polars",
 )  # fmt: skip
 COLOURS = ("#0b5c8a", "#c8553d", "#4f8a3c", "#7a4fa3", "#b8860b", "#2a9d8f", "#8c564b", "#555555")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "svg.fonttype": "none", "svg.hashsalt": "anyecg", "axes.edgecolor": "#5b6675", "axes.labelcolor": "#1c2430",
 }  # fmt: skip
@@ -163,7 +163,8 @@ def _examples(index, scores, horizon_min):
     """Show for each target the highest- and the lowest-scored positive and the highest-scored negative window."""
     units = units_of(index, scores, "test", horizon_min, "window")
     reader = ChunkReader(index, cache_chunks=4)
-    examples, shown = [], set()
+    examples: list[dict] = []
+    shown: set[int] = set()
     for number, target in enumerate(index.targets[:MAX_EXAMPLE_TARGETS]):
         rows = one_target(units, number, "window")
         rows = rows[~np.isin(units.window[rows], list(shown))]
@@ -216,6 +217,14 @@ def _versions():
     return ", ".join(installed)
 
 
+def _training_note(card, epochs):
+    rate, waiting = (np.median([epoch[key] for epoch in epochs]) for key in ("windows_per_s", "waiting_share"))
+    return (
+        f"{card['model']}, {card['n_parameters']:,} parameters; epoch {card['epoch']} of {len(epochs)} has the lowest "
+        f"validation loss and is the one used. Median {rate:.0f} windows/s, {waiting:.1%} of the time waiting for data."
+    )
+
+
 def write_report(config: Config):
     """Write ``report.html`` into the run folder from the files of the stages, and return its path.
 
@@ -255,9 +264,7 @@ def write_report(config: Config):
         f"{config.evaluate.n_replicates} bootstrap replicates that resample the {config.evaluate.unit}. Sensitivity, "
         "specificity and F1 at the threshold that is best on the validation split (Youden). A value of 0 or 1, or "
         "fewer than two patients of a class, has no interval. Level draw: mean logit of the windows of one draw.",
-        training_note=f"{card['model']}, {card['n_parameters']:,} parameters; epoch {card['epoch']} of {len(epochs)} "
-        f"has the lowest validation loss and is the one used. Median {np.median([e['windows_per_s'] for e in epochs]):.0f} "
-        f"windows/s, {np.median([e['waiting_share'] for e in epochs]):.1%} of the time waiting for data.",
+        training_note=_training_note(card, epochs),
         counts=_counts(cohort, index),
         versions=_versions(),
         config=render_config(config),

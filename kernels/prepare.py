@@ -5,9 +5,8 @@ import zlib
 from functools import lru_cache
 
 import numpy as np
-from scipy.signal import butter, iirnotch, lfilter_zi
-
 from anyecg.kernels._jit import kernel
+from scipy.signal import butter, iirnotch, lfilter_zi
 
 PRESETS = ("ecgfounder", "ecgfounder-paper", "none")
 
@@ -196,7 +195,9 @@ def prepare(windows_WT, *, fs=500, preset="ecgfounder", zscore=True):
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}; found {preset!r}")
     if preset != "none" and (fs <= 100 or windows_WT.shape[1] < fs):
-        raise ValueError(f"preset {preset} needs at least 1 s at more than 100 Hz; found {windows_WT.shape[1]} samples at {fs} Hz")
+        raise ValueError(
+            f"preset {preset} needs at least 1 s at more than 100 Hz; found {windows_WT.shape[1]} samples at {fs} Hz"
+        )
     if not np.isfinite(windows_WT).all():
         raise ValueError("windows hold samples that are not finite; cut around them first")
     filters, median_width = _design(preset, float(fs))

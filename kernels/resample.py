@@ -4,9 +4,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from scipy.signal import firwin
-
 from anyecg.kernels._jit import kernel
+from scipy.signal import firwin
 
 MAX_FACTOR = 100_000
 

@@ -7,11 +7,10 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from pydantic import Field, model_validator
-
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document
 from anyecg.loaders.settings import Section
+from pydantic import Field, model_validator
 
 SPLITS = ("train", "val", "test")
 TABLES = ("visits", "records", "draws", "quarantine")
@@ -91,7 +90,9 @@ def check_disjoint(visits):
     """Refuse a cohort in which a patient stands in two splits."""
     n_mixed = visits.group_by("patient").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1).height
     if n_mixed:
-        raise CohortError(f"{n_mixed} patients stand in two splits; split by patient, or correct the lists of the splits")
+        raise CohortError(
+            f"{n_mixed} patients stand in two splits; split by patient, or correct the lists of the splits"
+        )
 
 
 def write_cohort(folder, cohort, stage_hash):

@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
-from pydantic import Field
-
 from anyecg.kernels.counter import uniform
 from anyecg.loaders.files import digest
 from anyecg.loaders.settings import Section
+from pydantic import Field
 
 
 class StreamConfig(Section):
@@ -56,7 +55,8 @@ def make_pipeline(source, *, batch_size, n_samples, augmented, prefetch, device_
     -------
     nvidia.dali.Pipeline with outputs signal float32 (B, leads, samples) and labels int8 (B, targets)
     """
-    from nvidia.dali import fn, math as dali_math, pipeline_def, types
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import math as dali_math
 
     on_gpu = device_id is not None
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-
 from anyecg.loaders.cohort import Cohort, pseudonym, split_patients
 from anyecg.loaders.errors import CohortError, RecordError
 from anyecg.loaders.progress import Progress
@@ -44,15 +43,13 @@ def read_labels(path):
         values = table[target].str.strip_chars()
         wrong = [row for row, value in enumerate(values) if value not in LABEL]
         if wrong:
-            raise CohortError(
-                f"{path} line {wrong[0] + 2}: {target} is {values[wrong[0]]!r}; wanted 1, 0, -1 or empty"
-            )
+            raise CohortError(f"{path} line {wrong[0] + 2}: {target} is {values[wrong[0]]!r}; wanted 1, 0, -1 or empty")
         labels = pl.Series(target, [LABEL[value] for value in values], pl.Int8)
         table = table.with_columns(labels)
     for name in ("record", "patient"):
         table = table.with_columns(pl.col(name).str.strip_chars())
         if (table[name] == "").any():
-            raise CohortError(f"{path} line {(table[name] == '').arg_max() + 2}: '{name}' is empty")
+            raise CohortError(f"{path} line {int((table[name] == '').to_numpy().argmax()) + 2}: '{name}' is empty")
     return table, targets
 
 
@@ -68,7 +65,9 @@ def folder_cohort(config, *, seed):
     listed = table["record"]
     repeated = set(listed.filter(listed.is_duplicated()))
     found = set(find_records(root))
-    kept, records, quarantine = [], [], []
+    kept: list[int] = []
+    records: list[tuple] = []
+    quarantine: list[tuple[str, str]] = []
     with Progress("cohort", table.height, " records") as progress:
         for row, name in enumerate(listed):
             reason = None

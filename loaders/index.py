@@ -6,7 +6,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document
@@ -72,7 +71,9 @@ class Index:
     def pairs_of(self, split, horizon_min):
         """Return the numbers of a split's pairs with that horizon, int64, ascending."""
         if split not in SPLITS or horizon_min not in HORIZON_BIT:
-            raise ValueError(f"split {split!r}, horizon {horizon_min!r}; wanted one of {SPLITS} and {list(HORIZON_BIT)}")
+            raise ValueError(
+                f"split {split!r}, horizon {horizon_min!r}; wanted one of {SPLITS} and {list(HORIZON_BIT)}"
+            )
         key = (split, horizon_min)
         if key not in self._pairs:
             visit = np.asarray(self.tables["window_visit"])[self.tables["pair_window"]]
@@ -137,6 +138,14 @@ def write_index(folder, described, head):
     write_document(folder / "index.json", "anyecg-index", document)
 
 
+def _read_head(folder):
+    return read_document(
+        Path(folder) / "index.json", "anyecg-index", error=ShardError,
+        missing=f"{folder} has no index: sharding did not finish. "
+        "Run the same command again; finished shards are kept.",
+    )  # fmt: skip
+
+
 def open_index(folder):
     """Open the index of a folder of shards.
 
@@ -150,16 +159,11 @@ def open_index(folder):
         No index (sharding did not finish), another version, or a table that is missing or of a wrong shape.
     """
     folder = Path(folder)
-    head = read_document(
-        folder / "index.json", "anyecg-index", error=ShardError,
-        missing=f"{folder} has no index: sharding did not finish. "
-        "Run the same command again; finished shards are kept.",
-    )  # fmt: skip
+    head = _read_head(folder)
     tables = {}
     for name in (*TABLES, "chunks"):
         path = folder / f"index-{name}.npy"
         try:
-            # An empty file cannot be mapped.
             tables[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as cause:
             raise ShardError(f"{path}: missing or damaged ({cause}); run 'anyecg shard' again") from None
@@ -171,11 +175,10 @@ def open_index(folder):
 
 def lost_shards(folder):
     """Return the shards of a complete folder that are gone or of another size, by name; contents are not read."""
-    index = open_index(folder)
     return [
         shard["name"]
-        for shard in index.head["shards"]
-        if not (path := index.folder / shard["name"]).is_file() or path.stat().st_size != shard["n_bytes"]
+        for shard in _read_head(folder)["shards"]
+        if not (path := Path(folder) / shard["name"]).is_file() or path.stat().st_size != shard["n_bytes"]
     ]
 
 
@@ -187,12 +190,12 @@ def verify(folder):
     list of str
         One line for each file that is missing or not the one written; empty when all is well.
     """
-    index = open_index(folder)
-    wanted = {shard["name"]: shard["sha256"] for shard in index.head["shards"]}
-    wanted |= {f"index-{name}.npy": sha256 for name, sha256 in index.head["tables"].items()}
+    head = _read_head(folder)
+    wanted = {shard["name"]: shard["sha256"] for shard in head["shards"]}
+    wanted |= {f"index-{name}.npy": sha256 for name, sha256 in head["tables"].items()}
     wrong = []
     for name, sha256 in wanted.items():
-        path = index.folder / name
+        path = Path(folder) / name
         if not path.is_file():
             wrong.append(f"{path}: missing; run 'anyecg shard' again")
         elif file_hash(path) != sha256:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-
 from anyecg.loaders.errors import RecordError
 
 MAX_HEADER_BYTES = 1_000_000
@@ -36,7 +35,10 @@ class _Signal:
 
 def _inside(root, path, record):
     """Return ``path`` resolved; refuse one that leaves ``root``, through links too."""
-    resolved = path.resolve()
+    try:
+        resolved = path.resolve()
+    except (ValueError, OSError, RuntimeError) as cause:
+        raise RecordError(f"{record}: names a file that cannot be ({cause}); wanted a file below its root") from None
     if not resolved.is_relative_to(root):
         raise RecordError(f"{record}: names a file outside {root.name}/; keep the files of a record below its root")
     return resolved

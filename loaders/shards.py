@@ -11,8 +11,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import polars as pl
-from pydantic import Field
-
 from anyecg.kernels.prepare import prepare, preset_hash
 from anyecg.kernels.resample import resample
 from anyecg.kernels.segment import DROPPED, FLAG_NAMES, GAP_FILLED, PADDED, grid, quality, quantise, stretches
@@ -24,6 +22,7 @@ from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.records import open_record
 from anyecg.loaders.settings import Section
+from pydantic import Field
 
 log = logging.getLogger(__name__)
 SECONDS = 10
@@ -107,7 +106,7 @@ def cut_record(record, config, *, keep_all=False):
     padded = bool(lengths) and max(lengths) < SECONDS * record.fs and (config.pad_short or keep_all)
     if padded:
         bounds = bounds[[int(np.argmax(lengths))]]
-    counts = Counter()
+    counts: Counter = Counter()
     parts = []
     for start, stop in bounds:
         raw = filled[start:stop]
@@ -121,7 +120,8 @@ def cut_record(record, config, *, keep_all=False):
         counts["windows cut"] += len(flags_W)
         good = np.ones(len(flags_W), bool) if keep_all else (flags_W & DROPPED) == 0
         for flags in flags_W[~good]:
-            counts[f"windows dropped: {FLAG_NAMES[int(flags & DROPPED & -(flags & DROPPED))]}"] += 1
+            reason = next(name for flag, name in FLAG_NAMES.items() if flags & flag & DROPPED)
+            counts[f"windows dropped: {reason}"] += 1
         if not good.any():
             continue
         rate_T = resample(raw, fs_in=record.fs, fs_out=config.fs)
@@ -149,7 +149,9 @@ def _collect(cohort, rows, config):
     records = cohort.records.filter(pl.col("visit_row").is_in(rows.tolist()))
     draws = cohort.draws.filter(pl.col("visit_row").is_in(rows.tolist()))
     local = {int(row): number for number, row in enumerate(rows)}
-    counts, quarantine, signals, columns = Counter(), [], [], []
+    counts: Counter = Counter()
+    quarantine: list[tuple[str, str]] = []
+    signals, columns = [], []
     by_visit = records.partition_by("visit_row", as_dict=True)
     for row in rows:
         for path, start in by_visit[(row,)].select("path", "start").iter_rows():
@@ -349,7 +351,8 @@ def write_shards(folder, cohort, config, comm, *, stage_hash):
 
 def _finish(folder, cohort, config, described, stage_hash):
     """Check the count of records, write the quarantine table and the index."""
-    counts, lines = Counter(), [["record", "reason"], *cohort.quarantine.iter_rows()]
+    counts: Counter = Counter()
+    lines = [["record", "reason"], *cohort.quarantine.iter_rows()]
     for number in sorted(described):
         counts.update(described[number]["counts"])
         with (folder / f"shard-{number:05d}.quarantine.csv").open(newline="", encoding="utf-8") as file:

@@ -40,6 +40,8 @@ def start_ranks(arguments, n_ranks):
     """
     mpirun = find_mpirun()
     if mpirun is None:
-        raise AnyECGError("mpirun is missing; install the project's requirements (pip brings mpich), see 'anyecg doctor'")
+        raise AnyECGError(
+            "mpirun is missing; install the project's requirements (pip brings mpich), see 'anyecg doctor'"
+        )
     command = [mpirun, "-n", str(n_ranks), sys.executable, "-m", "anyecg.app.cli", *arguments]
     return subprocess.run(command, env=rank_environment(n_ranks), stdin=subprocess.DEVNULL, check=False).returncode

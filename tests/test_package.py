@@ -22,7 +22,9 @@ def test_wheel_carries_rooms_template_and_demo(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    rooms = [path for room in ("kernels", "loaders", "train", "slurm", "app") for path in (REPOSITORY / room).glob("*.py")]
+    rooms = [
+        path for room in ("kernels", "loaders", "train", "slurm", "app") for path in (REPOSITORY / room).glob("*.py")
+    ]
     wanted = {f"anyecg/{path.relative_to(REPOSITORY)}" for path in rooms}
     wanted |= {f"anyecg/app/demo/{path.relative_to(DEMO)}" for path in DEMO.rglob("*") if path.is_file()}
     wanted.add("anyecg/app/report.html.j2")

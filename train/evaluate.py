@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
-from scipy.stats import t
-
 from anyecg.kernels.auroc import METRICS, Ranking
 from anyecg.loaders.files import replacing, write_document
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.settings import Section
+from pydantic import Field
+from scipy.stats import t
 
 log = logging.getLogger(__name__)
 HEAD = ("target", "horizon_min", "level", "n", "n_positive", "n_patients", "n_patients_positive")
@@ -214,7 +213,7 @@ def _row(index, units, validation, target, level, config, seed, comm):
     first, last = comm.rank * n // comm.size, (comm.rank + 1) * n // comm.size
     replicates = np.concatenate(comm.allgather(ranking.replicates(first, last, seed=seed)))
     patient = units.patient[rows]
-    row = {
+    row: dict[str, float] = {
         "n": len(rows), "n_positive": int(label.sum()), "n_patients": len(np.unique(patient)),
         "n_patients_positive": len(np.unique(patient[label == 1])),
     }  # fmt: skip

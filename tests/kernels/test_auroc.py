@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
+from anyecg.kernels.auroc import METRICS, Ranking, auroc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
-
-from anyecg.kernels.auroc import METRICS, Ranking, auroc
 
 UNITS = st.lists(
     st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 4)), min_size=2, max_size=60
@@ -53,7 +52,9 @@ def test_replicates_are_functions_of_seed_number_and_cluster_alone():
     whole = Ranking(score, label, cluster).replicates(0, 40, seed=9)
     shuffled = rng.permutation(500)
     other = Ranking(score[shuffled], label[shuffled], cluster[shuffled])
-    np.testing.assert_array_equal(np.concatenate([other.replicates(0, 13, seed=9), other.replicates(13, 40, seed=9)]), whole)
+    np.testing.assert_array_equal(
+        np.concatenate([other.replicates(0, 13, seed=9), other.replicates(13, 40, seed=9)]), whole
+    )
     assert (other.replicates(0, 40, seed=10)[:, 0] != whole[:, 0]).all()
 
 

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 import wfdb
-from scipy.signal import butter, filtfilt, iirnotch, medfilt, resample_poly
-
 from anyecg.kernels.prepare import prepare, preset_hash
+from scipy.signal import butter, filtfilt, iirnotch, medfilt, resample_poly
 
 from ..conftest import DEMO
 

@@ -1,0 +1,212 @@
+import json
+import shutil
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+import wfdb
+from anyecg.kernels.segment import DROPPED, FLAT, HUGE, PADDED
+from anyecg.loaders.cohort import open_cohort
+from anyecg.loaders.errors import RecordError, ShardError
+from anyecg.loaders.index import open_index, verify
+from anyecg.loaders.records import Record, open_record
+from anyecg.loaders.shards import SETS, ShardConfig, cut_record, describe_shard
+from scipy.signal import resample_poly
+
+from ..conftest import DEMO, anyecg, on_ranks, write_small_config
+from ..kernels.test_prepare import scipy_chain
+
+
+@pytest.fixture
+def shards(small_run, tmp_path):
+    """A copy of the small run's shards, to be damaged."""
+    return shutil.copytree(small_run / "shards", tmp_path / "shards")
+
+
+def memory_record(mv, fs=500):
+    return Record("r", fs, len(mv), ("II",), None, None, lambda start, stop: np.asarray(mv, np.float32)[start:stop])
+
+
+def test_one_ecg_can_be_followed_from_its_file_to_its_window_pair_and_label(small_run, small_index):
+    """The way of one ECG in design order, each step against SciPy, wfdb and the CSV of labels."""
+    cohort = open_cohort(small_run / "cohort")
+    row = 7
+    name = cohort.records["path"][row]
+    key = cohort.visits["visit"][int(cohort.records["visit_row"][row])]
+    mv = wfdb.rdrecord(str(DEMO / "records" / name)).p_signal[:, 0]
+    signal = resample_poly(mv, 5, 3)
+    raw_WT = np.stack([signal[s : s + 5000] for s in range(0, len(signal) - 4999, 5000)])
+    for shard in small_index.head["shards"]:
+        with h5py.File(small_index.folder / shard["name"]) as file:
+            (visit,) = np.flatnonzero(file["visits/visit"][...] == key) if key in file["visits/visit"][...] else (None,)
+            if visit is None:
+                continue
+            windows = np.flatnonzero(file["windows/visit"][...] == visit)
+            stored_WT = file["windows/signal"][windows][:, 0] * file["windows/scale"][windows][:, None]
+            standard_WT = (stored_WT - stored_WT.mean(1, keepdims=True)) / stored_WT.std(1, keepdims=True)
+            np.testing.assert_allclose(standard_WT, scipy_chain(raw_WT, 500, "ecgfounder"), atol=2e-3)
+            assert file["windows/start"][windows].tolist() == [10_000_000 * n for n in range(len(raw_WT))]
+            (draw,) = np.flatnonzero(file["draws/visit"][...] == visit)
+            assert file["draws/time"][draw] == round(len(mv) / 300 * 5e5)
+            pairs = np.flatnonzero(file["pairs/draw"][...] == draw)
+            assert file["pairs/window"][pairs].tolist() == windows.tolist()
+            assert (file["pairs/horizons"][pairs] == 7).all()
+            offsets = file["windows/start"][windows] / 1e6 - file["draws/time"][draw] / 1e6
+            np.testing.assert_allclose(file["pairs/offset"][pairs], offsets, atol=1e-3)
+            wanted = pl.read_csv(DEMO / "labels.csv").filter(pl.col("record") == name).fill_null(-1).row(0)[2:]
+            assert tuple(file["draws/labels"][draw]) == wanted
+            assert {file.attrs["split"]} == {("train", "val", "test")[file["visits/split"][visit]]}
+            return
+    pytest.fail(f"{name} is in no shard")
+
+
+def test_in_equals_kept_plus_dropped(small_run, small_index):
+    counts = small_index.head["counts"]
+    dropped = sum(n for what, n in counts.items() if what.startswith("records dropped"))
+    assert counts["records"] == counts["records kept"] + dropped == 60
+    lost = sum(n for what, n in counts.items() if what.startswith("windows dropped"))
+    assert counts["windows cut"] == counts["windows kept"] + lost == counts["windows"] + lost
+
+
+def test_shards_are_the_same_bytes_on_any_number_of_ranks(small_run, tmp_path):
+    wanted = {path.name: path.read_bytes() for path in (small_run / "shards").glob("*") if path.name != "config.toml"}
+    config = write_small_config(tmp_path)
+    assert anyecg("cohort", config).returncode == 0
+    for n_ranks in (1, 3):
+        done = on_ranks(n_ranks, "shard", config)
+        assert done.returncode == 0, done.stderr
+        found = {p.name: p.read_bytes() for p in (tmp_path / "run/shards").glob("*") if p.name != "config.toml"}
+        assert found == wanted
+        shutil.rmtree(tmp_path / "run" / "shards")
+
+
+def test_a_restart_keeps_finished_shards_and_makes_the_lost_one_again(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (run / "shards").glob("*.h5")}
+    times = {path.name: path.stat().st_mtime_ns for path in (run / "shards").glob("*.h5")}
+    (run / "shards" / "shard-00001.h5").unlink()
+    (run / "shards" / ".shard-00002.h5.77.tmp").touch()
+    done = anyecg("shard", run / "config.toml", f"folder={run}")
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in (run / "shards").glob("*.h5")} == before
+    kept = {path.name for path in (run / "shards").glob("*.h5") if path.stat().st_mtime_ns == times[path.name]}
+    assert kept == set(before) - {"shard-00001.h5"}
+    assert not list((run / "shards").glob(".*.tmp"))
+
+
+def test_verify_finds_every_flipped_bit(shards):
+    assert verify(shards) == []
+    rng = np.random.default_rng(3)
+    files = sorted(
+        path for path in shards.iterdir() if path.name.startswith(("shard-", "index-")) and path.suffix != ".csv"
+    )
+    for path in files:
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        assert [line.split(":")[0] for line in verify(shards)] == [str(path)]
+        path.write_bytes(whole)
+
+
+def _edit(shards, change):
+    path = shards / "shard-00000.h5"
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: f.attrs.modify("version", 99), "upgrade needed: anyecg-shard version 99"),
+        (lambda f: f.attrs.modify("format", "other"), "not a anyecg-shard file"),
+        (lambda f: f.__delitem__("pairs/draw"), "damaged"),
+        (
+            lambda f: (f.__delitem__("draws/time"), f.__setitem__("draws/time", h5py.ExternalLink("x.h5", "/y"))),
+            "damaged|refuse",
+        ),
+        (lambda f: (f.__delitem__("draws/time"), f.create_dataset("draws/time", (3,), "i8")), "other filters"),
+        (
+            lambda f: (
+                f.__delitem__("draws/time"),
+                f.create_dataset("draws/time", (3,), "i8", external=[("/etc/hostname", 0, 24)]),
+            ),
+            "not stored in the file itself",
+        ),
+    ],
+)
+def test_a_shard_of_another_make_is_refused(shards, change, said):
+    path = _edit(shards, change)
+    with pytest.raises(ShardError, match=said):
+        describe_shard(path)
+
+
+def test_an_index_of_another_version_is_refused_by_name(shards):
+    document = json.loads((shards / "index.json").read_text())
+    (shards / "index.json").write_text(json.dumps({**document, "version": 2}))
+    with pytest.raises(ShardError, match="upgrade needed: anyecg-index version 2, this code reads version 1"):
+        open_index(shards)
+
+
+def test_a_folder_without_index_says_what_to_do(tmp_path):
+    with pytest.raises(
+        ShardError, match=r"sharding did not finish\. Run the same command again; finished shards are kept"
+    ):
+        open_index(tmp_path)
+
+
+def test_every_set_of_the_form_is_there_with_fletcher32(small_index):
+    with h5py.File(small_index.folder / "shard-00000.h5") as file:
+        for name in (*SETS, "windows/signal"):
+            assert file[name].fletcher32, name
+        assert file["windows/signal"].shape[1:] == (1, 5000)
+        assert set(file.attrs) == {
+            "format", "version", "code_version", "fs", "samples", "leads", "preset", "preset_hash", "targets",
+            "target_hash", "split", "plan_hash", "counts",
+        }  # fmt: skip
+
+
+def test_faulty_windows_are_dropped_by_reason_and_kept_for_prediction():
+    rng = np.random.default_rng(4)
+    mv = rng.standard_normal(25_000) * 0.5
+    mv[5000:10_000] = 0.25
+    mv[10_000] = 30
+    mv[15_000:15_100] = np.nan
+    *_, start_W, _, counts = cut_record(memory_record(mv), ShardConfig())
+    assert start_W.tolist() == [0, 30.2]
+    # The gap of 0.2 s splits the record at 30 s; the rest of 19.8 s holds one window, the faulty middle two.
+    assert counts == {"windows cut": 4, "windows kept": 2, "windows dropped: flat": 1, "windows dropped: over 20 mV": 1}
+    *_, start_W, flags_W, _ = cut_record(memory_record(mv), ShardConfig(), keep_all=True)
+    assert len(start_W) == 4
+    assert [int(flags & DROPPED) for flags in flags_W] == [0, FLAT, HUGE, 0]
+
+
+def test_a_short_recording_is_dropped_or_padded():
+    mv = np.random.default_rng(5).standard_normal(4000)
+    assert not len(cut_record(memory_record(mv), ShardConfig())[1])
+    signal_WT, _, _, flags_W, counts = cut_record(memory_record(mv), ShardConfig(pad_short=True))
+    assert signal_WT.shape == (1, 5000)
+    assert not signal_WT[0, 4000:].any()
+    assert flags_W[0] & PADDED
+    assert counts["windows kept"] == 1
+
+
+def test_bad_records_go_to_the_quarantine_and_past_the_limit_the_run_stops(tmp_path):
+    config = write_small_config(tmp_path, 30)
+    records = tmp_path / "records"
+    shutil.copytree(DEMO / "records", records, copy_function=shutil.copy)
+    assert anyecg("cohort", config, f"cohort.path={records}").returncode == 0
+    name = open_cohort(tmp_path / "run/cohort").records["path"][3]
+    (records / f"{name}.mat").write_bytes(b"short")
+    done = anyecg("shard", config, f"cohort.path={records}", "shard.ranks=1")
+    assert done.returncode == 0, done.stderr
+    assert name in (tmp_path / "run/shards/quarantine.csv").read_text()
+    assert open_index(tmp_path / "run/shards").head["counts"]["records dropped: unreadable"] == 1
+    with pytest.raises(RecordError):
+        open_record(records / name).read()
+    done = anyecg("shard", config, f"cohort.path={records}", "shard.max_bad_fraction=0.01")
+    assert done.returncode == 2
+    assert "1 of 30 records are unreadable, more than max_bad_fraction 0.01" in done.stderr
+    assert "Traceback" not in done.stderr
