@@ -38,9 +38,9 @@ MAX_ROC_TARGETS = 8
 MAX_EXAMPLE_TARGETS = 6
 
 
-def _svg(figure):
+def _svg(figure, **options):
     text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata={"Date": None}, **options)
     return Markup(text.getvalue()[text.getvalue().index("<svg") :])
 
 
@@ -89,7 +89,7 @@ def _roc(index, scores, rows, horizon_min, level):
     axes.set_title(f"ROC, {level} level", loc="left", fontsize=11)
     if shown:
         axes.legend(frameon=False, loc="lower right", title="AUROC", fontsize=9)
-    return _svg(figure)
+    return _svg(figure, bbox_inches="tight")
 
 
 def _forest(rows, confidence):
@@ -109,7 +109,7 @@ def _forest(rows, confidence):
     axes.set_xlabel("AUROC")
     axes.set_title(f"AUROC with {confidence:.0%} CI", loc="left", fontsize=11)
     axes.grid(axis="x", color="#e6eaee")
-    return _svg(figure)
+    return _svg(figure, bbox_inches="tight")
 
 
 def _curve(path):
@@ -128,7 +128,7 @@ def _curve(path):
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set_title("Mean AUROC on validation windows", loc="left", fontsize=11)
-    return _svg(figure), rows
+    return _svg(figure, bbox_inches="tight"), rows
 
 
 def draw_ecg(mv_T, fs):

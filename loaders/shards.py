@@ -62,7 +62,7 @@ class ShardConfig(Section):
     pad_short: bool = Field(False, description="zero-pad recordings shorter than a window instead of dropping them")
     windows_per_shard: int = Field(50_000, ge=1, description="about how many windows a shard holds (10 kB each)")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more than this share of records is bad")
-    ranks: int = Field(2, ge=1, description="MPI ranks started on this machine")
+    ranks: int = Field(2, ge=1, description="MPI ranks that shard, started on this machine")
 
 
 def plan(cohort, config):

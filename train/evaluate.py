@@ -33,7 +33,7 @@ class EvaluateConfig(Section):
     n_replicates: int = Field(1000, ge=2, le=100_000, description="bootstrap replicates")
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     interval: Literal["logit-t", "percentile"] = Field("logit-t", description="logit-t or percentile")
-    ranks: int = Field(2, ge=1, description="MPI ranks started on this machine")
+    ranks: int = Field(2, ge=1, description="MPI ranks that evaluate, started on this machine")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class FinetuneConfig(Section):
     weight_decay: float = Field(0.05, ge=0, lt=10, description="weight decay of AdamW")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate; cosine follows")
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of a gradient")
-    ranks: int = Field(2, ge=1, description="MPI ranks started on this machine, one a GPU or a share of the cores")
+    ranks: int = Field(2, ge=1, description="MPI ranks that train and predict, one a GPU or a share of the cores")
 
 
 def _deepspeed_config(config, world_size, on_gpu):

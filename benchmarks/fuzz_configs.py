@@ -1,0 +1,43 @@
+"""R12 for configs, long form: 100,000 mutated configs, each a config or one typed error within two seconds."""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from anyecg.app.config import Config, load_config, render_config
+from anyecg.loaders.errors import ConfigError
+from tests.app.test_config import mutate
+
+
+def main():
+    """Print the count of each outcome, the slowest file and the memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(arguments.seed)
+    accepted = refused = 0
+    slowest = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.toml"
+        for _ in range(arguments.files):
+            path.write_bytes(mutate(rng))
+            start = time.perf_counter()
+            try:
+                render_config(load_config(path))
+                accepted += 1
+            except ConfigError as cause:
+                assert "\n" not in str(cause), cause
+                refused += 1
+            slowest = max(slowest, time.perf_counter() - start)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"{arguments.files} files: {accepted} configs, {refused} typed errors, 0 others; ", end="")
+    print(f"slowest {slowest * 1e3:.0f} ms; peak memory {memory:.0f} MB; {len(Config.model_fields)} sections and keys")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The command line as a user meets it: help, bad input, locks, log files."""
+
+import csv
+import shutil
+import stat
+
+import pytest
+
+from anyecg.app.cli import CHAIN, EPILOG
+
+from ..conftest import DEMO, anyecg, write_small_config
+
+
+def test_help_shows_every_stage_in_order_with_an_example():
+    done = anyecg("--help")
+    assert done.returncode == 0
+    places = [done.stdout.index(f"anyecg {name} ") for name in CHAIN]
+    assert places == sorted(places)
+    for name in ("demo", "run", "verify", "doctor", "config"):
+        assert f"anyecg {name}" in EPILOG
+    for name in (*CHAIN, "demo", "run", "verify", "doctor", "config"):
+        assert anyecg(name, "--help").returncode == 0
+
+
+def labels_without(tmp_path, column):
+    with (DEMO / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in rows[0] if name != column], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "absent.toml"], "absent.toml: No such file or directory"),
+        (["run", "config.toml", "cohort.labels=absent.csv"], "absent.csv: no such file"),
+        (["run", "config.toml", "cohort.path=absent"], "absent: no such folder"),
+        (["run", "config.toml", "finetune.epoch=3"], "nearest known key: 'finetune.epochs'"),
+        (["shard", "config.toml"], "holds no cohort; run 'anyecg cohort'"),
+        (["finetune", "config.toml"], "has no index: sharding did not finish"),
+        (["predict", "config.toml"], "has no index"),
+        (["evaluate", "config.toml"], "has no index"),
+        (["report", "config.toml"], "holds no cohort"),
+        (["verify", "config.toml"], "has no index"),
+        (["predict"], "either a config, or all of --model, --input and --out"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2_and_leaves_nothing(tmp_path, arguments, said):
+    write_small_config(tmp_path)
+    done = anyecg(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left <= {"config.toml", "labels.csv", ".lock", "cohort.log"}
+
+
+def test_a_missing_column_is_named(tmp_path):
+    config = write_small_config(tmp_path)
+    labels_without(tmp_path, "patient")
+    done = anyecg("run", config)
+    assert done.returncode == 2
+    assert "column 'patient' is missing; found record, atrial_fibrillation, other_rhythm, noise" in done.stderr
+
+
+def test_a_second_run_keeps_what_has_not_changed_and_remakes_what_has(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    done = anyecg("run", run / "config.toml", f"folder={run}", "evaluate.n_replicates=50")
+    assert done.returncode == 0, done.stderr
+    kept = [line.split(":")[0] for line in done.stdout.splitlines() if "kept, nothing it depends on" in line]
+    assert kept == ["cohort", "shard", "finetune", "predict"]
+    assert (run / "results.csv").read_bytes() != (small_run / "results.csv").read_bytes()
+    assert (run / "cohort/cohort.json").read_bytes() == (small_run / "cohort/cohort.json").read_bytes()
+
+
+def test_a_second_writer_is_kept_out(tmp_path):
+    import fcntl
+
+    config = write_small_config(tmp_path)
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = anyecg("run", config)
+    assert done.returncode == 2
+    assert "another anyecg is writing there" in done.stderr
+
+
+def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    done = anyecg("demo", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "not empty and not a run of anyecg" in done.stderr
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_outputs_are_readable_by_their_owner_only(small_run):
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in small_run.rglob("*")}
+    assert modes <= {0o600, 0o700}
+
+
+def test_every_stage_leaves_its_config_and_a_plain_log(small_run):
+    for name in ("", "cohort", "shards", "model"):
+        assert (small_run / name / "config.toml").is_file()
+    for name in CHAIN[:-1]:
+        text = (small_run / "log" / f"{name}.log").read_text()
+        assert "_per_s=" in text
+        assert "seconds_left=" in text
+        assert "\r" not in text
+
+
+def test_logs_and_results_name_no_patient(small_run):
+    for path in [*small_run.glob("log/*"), *small_run.glob("results.*"), *small_run.glob("report.html")]:
+        assert "A0" not in path.read_text().replace("A0000", "")
+
+
+def test_verify_passes_whole_shards_and_names_damaged_ones(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    arguments = ("verify", run / "config.toml", f"folder={run}")
+    assert anyecg(*arguments).returncode == 0
+    with (run / "shards/shard-00002.h5").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\1")
+    done = anyecg(*arguments)
+    assert done.returncode == 2
+    assert "shard-00002.h5: changed since it was written" in done.stderr
+
+
+def test_doctor_finds_everything_here():
+    done = anyecg("doctor")
+    assert done.returncode == 0, done.stdout
+    for part in ("MPI", "GPU", "DALI", "DeepSpeed", "HDF5", "file locks", "/dev/shm", "disk"):
+        assert part in done.stdout
+    assert "2 ranks met" in done.stdout
+
+
+def test_doctor_names_what_is_missing_with_the_remedy(monkeypatch, capsys):
+    from anyecg.app import doctor
+
+    monkeypatch.setattr(doctor, "find_mpirun", lambda: None)
+    assert doctor.examine() == 2
+    assert "MISSING  MPI         mpirun is missing; pip install mpich" in capsys.readouterr().out

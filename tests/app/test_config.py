@@ -1,0 +1,122 @@
+import tomllib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anyecg.app.config import Config, known_keys, load_config, render_config
+from anyecg.loaders.errors import ConfigError
+
+from ..conftest import DEMO, anyecg
+
+
+def test_every_key_is_described_once():
+    keys = known_keys()
+    assert all(field.description for field in keys.values())
+    text = render_config(load_config(None))
+    for name, field in keys.items():
+        assert text.count(f"# {field.description}\n{name.split('.')[-1]} = ") == 1, name
+
+
+def test_the_resolved_config_comes_back_the_same(tmp_path):
+    config = load_config(DEMO / "config.toml", ["finetune.epochs=7", "shard.lead=II", f"folder={tmp_path}"])
+    assert (config.finetune.epochs, config.shard.lead) == (7, "II")
+    (tmp_path / "c.toml").write_text(render_config(config))
+    assert load_config(tmp_path / "c.toml") == config
+
+
+def test_paths_count_from_the_config_and_overrides_from_here(tmp_path, monkeypatch):
+    (tmp_path / "c.toml").write_text('[cohort]\npath = "data"\nlabels = "/x/labels.csv"\n')
+    monkeypatch.chdir("/")
+    config = load_config(tmp_path / "c.toml", ["cohort.path=there"])
+    assert config.cohort.path == "/there"
+    assert load_config(tmp_path / "c.toml").cohort.path == str(tmp_path / "data")
+    assert (config.cohort.labels, config.folder) == ("/x/labels.csv", str(tmp_path / "runs/anyecg"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[finetune]\nepoch = 3", "unknown key 'finetune.epoch'; nearest known key: 'finetune.epochs'"),
+        ("[finetun]\nepochs = 3", "unknown key 'finetun'; nearest known key: 'finetune'"),
+        ("epochs = 3", "unknown key 'epochs'; nearest known key: 'finetune.epochs'"),
+        ("[finetune]\nepochs = '3'", "finetune.epochs: Input should be a valid integer; found '3'"),
+        ("[finetune]\nepochs = 0", "finetune.epochs: Input should be greater than or equal to 1; found 0"),
+        ("[finetune]\nepochs = true", "finetune.epochs"),
+        ("[shard]\npreset = 'best'", "shard.preset"),
+        ("[cohort]\nkind = 'x'", "cohort.kind: Input should be 'folder'; found 'x'"),
+        ("[cohort]\nval_fraction = 0.6\ntest_fraction = 0.6", "must leave patients for training"),
+        ("cohort = 3", "cohort: "),
+        ("folder = 3", "folder: "),
+        ("seed = 99999999999999999999", "seed: "),
+        ("[finetune]\nlearning_rate = nan", "finetune.learning_rate"),
+        ("a = [", "not TOML"),
+        ("a = " + "[" * 5000 + "]" * 5000, "not TOML"),
+        ("\0", "not TOML"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_line(tmp_path, text, said):
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.toml")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "c.toml") in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["finetune.epochs", "seed.x=3", "=", "finetune=3", "x.y.z=1"])
+def test_a_wrong_override_is_named(override):
+    with pytest.raises(ConfigError):
+        load_config(DEMO / "config.toml", [override])
+
+
+TEXT = (DEMO / "config.toml").read_bytes() + render_config(Config()).encode()
+
+
+def mutate(rng):
+    """Cut, double, overwrite and swap bytes and lines of a real config."""
+    data = bytearray(TEXT)
+    for _ in range(rng.integers(1, 9)):
+        first, last = sorted(int(place) for place in rng.integers(0, len(data) + 1, 2))
+        last = min(last, first + int(rng.integers(1, 40)))
+        kind = rng.integers(4)
+        if kind == 0:
+            del data[first:last]
+        elif kind == 1:
+            data[first:last] = data[first:last] * 2
+        elif kind == 2:
+            data[first:last] = rng.integers(0, 256, last - first, dtype=np.uint8).tobytes()
+        else:
+            data[first:first] = (b"= nan", b"[[x]]\n", b"1e999", b"'''", b"\xff", b"[cohort]\n", b"-1", b"{}")[rng.integers(8)]
+    return bytes(data)
+
+
+def test_mutated_configs_give_a_config_or_a_typed_error(tmp_path):
+    """R12 for configs, short form; the long form is benchmarks/fuzz_configs.py."""
+    rng = np.random.default_rng(1)
+    outcomes = {True: 0, False: 0}
+    for _ in range(2000):
+        (tmp_path / "c.toml").write_bytes(mutate(rng))
+        try:
+            load_config(tmp_path / "c.toml")
+            outcomes[True] += 1
+        except ConfigError:
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 10
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_any_override_gives_a_config_or_a_typed_error(text):
+    try:
+        load_config(None, [text])
+    except ConfigError as cause:
+        assert "\n" not in str(cause).replace(text, "").replace(repr(text), "")
+
+
+def test_config_command_prints_the_resolved_config():
+    done = anyecg("config", DEMO / "config.toml", "seed=7")
+    assert done.returncode == 0
+    assert tomllib.loads(done.stdout)["seed"] == 7
+    assert tomllib.loads(anyecg("config", "seed=9").stdout)["seed"] == 9

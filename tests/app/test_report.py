@@ -1,0 +1,58 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from anyecg.app.report import draw_ecg, text_table
+
+
+class Checker(HTMLParser):
+    """Collect what a page would load from elsewhere, and whether its tags close."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.loads += [named[key] for key in ("src", "href", "xlink:href") if named.get(key, "#")[0] != "#"]
+        if tag not in ("meta", "br", "link", "path", "use", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+
+def test_the_report_is_one_file_that_loads_nothing(small_run):
+    text = (small_run / "report.html").read_text()
+    page = Checker()
+    page.feed(text)
+    assert page.loads == []
+    assert not re.search(r"url\((?!#)|@import|<script|<img|<iframe", text)
+
+
+def test_the_report_shows_every_part(small_run, small_index):
+    text = (small_run / "report.html").read_text()
+    for part in (
+        "Results on the test split", "ROC, visit level", "AUROC with 95% CI", "Masked BCE", "Example windows",
+        "records kept", "patients in two splits", "deepspeed 0", "n_replicates = 200", *small_index.targets,
+    ):  # fmt: skip
+        assert part in text, part
+    assert text.count("<svg") >= 3 + 3 * len(small_index.targets) - 2
+
+
+def test_ecg_paper_is_drawn_to_scale():
+    picture = draw_ecg(np.zeros(5000), 500)
+    width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', picture).groups()
+    assert (float(width) / 72 * 25.4, float(height) / 72 * 25.4) == pytest.approx((250, 25), abs=0.01)
+
+
+def test_the_text_table_keeps_missing_numbers_visible():
+    row = dict.fromkeys(
+        ("auroc", "auroc_low", "auroc_high", "auprc", "sensitivity", "specificity", "f1"), float("nan")
+    )  # fmt: skip
+    line = text_table([{"target": "t", "level": "draw", "n": 3, "n_positive": 0, **row}]).splitlines()[-1]
+    assert "no interval" in line
+    assert "–" in line

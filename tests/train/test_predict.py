@@ -1,0 +1,128 @@
+import csv
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from anyecg.loaders.cohort import open_cohort
+from anyecg.loaders.errors import ModelError
+from anyecg.train.model import check_target_table, open_model
+from anyecg.train.predict import predict_files, read_scores
+
+from ..conftest import DEMO, anyecg, on_ranks
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def file_scores(small_run, tmp_path_factory):
+    """Return the CSV of every record of a folder: three demo records, a short one, a broken one, a flat one."""
+    folder = tmp_path_factory.mktemp("files")
+    source = folder / "records"
+    (source / "below").mkdir(parents=True)
+    for name, place in (("A00009", ""), ("A00015", ""), ("A00022", "below/")):
+        for suffix in (".hea", ".mat"):
+            shutil.copy(DEMO / "records" / f"{name}{suffix}", source / f"{place}{name}{suffix}")
+    (source / "broken.hea").write_text("broken 1 300 9000\nmissing.mat 16 1000/mV\n")
+    for name, counts in (("short", np.arange(900) % 300), ("flat", np.zeros(3600))):
+        (source / f"{name}.hea").write_text(f"{name} 1 300 {len(counts)}\n{name}.dat 16 1000/mV 16 0 0 0 0 I\n")
+        (source / f"{name}.dat").write_bytes(counts.astype("<i2").tobytes())
+    n_records, n_bad = predict_files(small_run / "model", source, folder / "scores.csv")
+    assert (n_records, n_bad) == (6, 1)
+    return rows_of(folder / "scores.csv")
+
+
+def test_scores_hold_every_window_of_val_and_test_once(small_run, small_index):
+    scores = read_scores(small_run / "scores.h5", small_index)
+    for split in ("val", "test"):
+        np.testing.assert_array_equal(scores[split][0], small_index.windows_of(split))
+        assert np.isfinite(scores[split][1]).all()
+        assert scores[split][1].shape == (len(scores[split][0]), 3)
+
+
+def test_scores_are_the_same_on_any_number_of_ranks(small_run, tmp_path, small_index):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    wanted = read_scores(run / "scores.h5", small_index)
+    for n_ranks in (1, 3):
+        (run / "scores.h5").unlink()
+        done = on_ranks(n_ranks, "predict", run / "config.toml", f"folder={run}")
+        assert done.returncode == 0, done.stderr
+        for split, (_, logits) in read_scores(run / "scores.h5", small_index).items():
+            np.testing.assert_allclose(logits, wanted[split][1], atol=1e-4)
+
+
+def test_files_get_the_scores_that_their_shards_get(small_run, small_index, tmp_path):
+    cohort = open_cohort(small_run / "cohort")
+    windows, logits = read_scores(small_run / "scores.h5", small_index)["test"]
+    visits = np.asarray(small_index.tables["window_visit"])[windows]
+    keys = np.asarray(small_index.tables["visit_visit"])[visits]
+    for name, row in cohort.records.select("path", "visit_row").rows()[:12]:
+        mine = keys == cohort.visits["visit"][row]
+        if not mine.any():
+            continue
+        predict_files(small_run / "model", DEMO / "records" / f"{name}.hea", tmp_path / "out.csv")
+        own, *found = rows_of(tmp_path / "out.csv")
+        probabilities = 1 / (1 + np.exp(-logits[mine]))
+        values = np.array([[float(line[target]) for target in small_index.targets] for line in found])
+        np.testing.assert_allclose(values, probabilities, atol=1e-3)
+        mean = 1 / (1 + np.exp(-logits[mine].mean(0)))
+        np.testing.assert_allclose([float(own[target]) for target in small_index.targets], mean, atol=1e-3)
+
+
+def test_every_record_has_its_own_row_then_its_windows(file_scores):
+    own = [row["record"] for row in file_scores if row["start_s"] == ""]
+    assert own == ["A00009", "A00015", "below/A00022", "broken", "flat", "short"]
+    starts = [row["start_s"] for row in file_scores if row["record"] == "A00009"]
+    assert starts == ["", *(str(10 * n) for n in range(len(starts) - 1))]
+
+
+def test_unreadable_and_flat_records_have_no_numbers_and_short_ones_have(file_scores):
+    values = {row["record"]: row["noise"] for row in file_scores if row["start_s"] == ""}
+    assert values["broken"] == values["flat"] == ""
+    assert 0 <= float(values["short"]) <= 1
+    assert [row["noise"] for row in file_scores if row["record"] == "flat"] == ["", ""]
+
+
+def test_scores_of_other_shards_or_versions_are_refused(small_run, small_index, tmp_path):
+    path = shutil.copy(small_run / "scores.h5", tmp_path / "scores.h5")
+    for key, value, said in (("index_hash", "other", "other shards"), ("version", 9, "upgrade needed: anyecg-scores")):
+        with h5py.File(path, "r+") as file:
+            before = file.attrs[key]
+            file.attrs[key] = value
+        with pytest.raises(ModelError, match=said):
+            read_scores(path, small_index)
+        with h5py.File(path, "r+") as file:
+            file.attrs[key] = before
+
+
+def test_a_model_of_another_target_table_is_refused_in_one_line(small_run, small_index, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    card = json.loads((run / "model/card.json").read_text())
+    (run / "model/card.json").write_text(json.dumps({**card, "target_hash": "0123"}))
+    with pytest.raises(ModelError, match="made for another target table"):
+        check_target_table(run / "model", open_model(run / "model")[1], small_index)
+    before = sorted(path.name for path in run.iterdir())
+    done = anyecg("predict", run / "config.toml", f"folder={run}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "another target table" in done.stderr
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_a_damaged_or_missing_model_is_refused(small_run, tmp_path):
+    model = shutil.copytree(small_run / "model", tmp_path / "model")
+    data = bytearray((model / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (model / "model.safetensors").write_bytes(data)
+    with pytest.raises(ModelError, match="not the weights of its card"):
+        open_model(model)
+    with pytest.raises(ModelError, match="holds no finished model"):
+        open_model(tmp_path / "none")
+    done = anyecg("predict", "--model", tmp_path / "none", "--input", tmp_path, "--out", tmp_path / "out.csv")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "out.csv").exists()
