@@ -3,8 +3,11 @@
 import logging
 import os
 import socket
+from pathlib import Path
 
 import torch
+
+STORE = ".store"
 
 
 def _free_port():
@@ -13,10 +16,21 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-def join(comm):
+def _meet_in_a_file(comm, path, backend):
+    """Form the process group over a file: torch's TCP store looks names up, even on one machine."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if comm.rank == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    comm.barrier()
+    store = torch.distributed.FileStore(str(path), comm.size)
+    torch.distributed.init_process_group(backend, store=store, rank=comm.rank, world_size=comm.size)
+
+
+def join(comm, folder):
     """Initialise DeepSpeed's communication over the ranks of ``comm`` and return this rank's device.
 
-    Without a network route too: on one machine only the loopback address is used.
+    On one machine the ranks meet in a file in ``folder``, only the loopback address is used, and no name is looked up.
     """
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
@@ -29,16 +43,15 @@ def join(comm):
     local_rank = node.rank
     one_node = node.size == comm.size
     node.Free()
-    host = "127.0.0.1" if one_node else socket.gethostname()
-    host, port = comm.bcast((host, _free_port()) if comm.rank == 0 else None)
-    if one_node:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    host, port = comm.bcast((socket.gethostname(), _free_port()) if comm.rank == 0 else None)
     os.environ |= {
         "RANK": str(comm.rank), "WORLD_SIZE": str(comm.size), "LOCAL_RANK": str(local_rank),
         "MASTER_ADDR": host, "MASTER_PORT": str(port),
     }  # fmt: skip
     # The shared-memory extension would be compiled for half a minute at the first start on a CPU.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if one_node:
+        _meet_in_a_file(comm, Path(folder) / STORE, "nccl" if on_gpu else "gloo")
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     if not on_gpu:
         torch.set_flush_denormal(True)
@@ -47,6 +60,9 @@ def join(comm):
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def leave():
-    """Close the process group."""
+def leave(comm, folder):
+    """Close the process group on every rank."""
     torch.distributed.destroy_process_group()
+    comm.barrier()
+    if comm.rank == 0:
+        (Path(folder) / STORE).unlink(missing_ok=True)

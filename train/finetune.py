@@ -156,7 +156,7 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
 
     if not len(index.pairs_of("train", config.horizon_min)):
         raise ModelError(f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort]")
-    device = join(comm)
+    device = join(comm, folder)
     network = build_model(config.model, n_leads=len(index.leads), n_targets=len(index.targets), seed=seed)
     checkpoint = Checkpoint(folder, stage_hash)
     state = checkpoint.load()
@@ -213,7 +213,7 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
         load_weights(best, network)
         publish(model_folder, network, _card(index, config, seed, curve[best_epoch - 1], network, stage_hash))
     comm.barrier()
-    leave()
+    leave(comm, folder)
 
 
 def _train_epoch(engine, batches, epoch, progress, comm):

@@ -71,12 +71,12 @@ def test_a_wrong_override_is_named(override):
         load_config(DEMO / "config.toml", [override])
 
 
-TEXT = (DEMO / "config.toml").read_bytes() + render_config(Config()).encode()
+TEXTS = ((DEMO / "config.toml").read_bytes(), render_config(Config()).encode())
 
 
 def mutate(rng):
     """Cut, double, overwrite and swap bytes and lines of a real config."""
-    data = bytearray(TEXT)
+    data = bytearray(TEXTS[rng.integers(2)])
     for _ in range(rng.integers(1, 9)):
         first, last = sorted(int(place) for place in rng.integers(0, len(data) + 1, 2))
         last = min(last, first + int(rng.integers(1, 40)))
@@ -88,7 +88,9 @@ def mutate(rng):
         elif kind == 2:
             data[first:last] = rng.integers(0, 256, last - first, dtype=np.uint8).tobytes()
         else:
-            data[first:first] = (b"= nan", b"[[x]]\n", b"1e999", b"'''", b"\xff", b"[cohort]\n", b"-1", b"{}")[rng.integers(8)]
+            data[first:first] = (b"= nan", b"[[x]]\n", b"1e999", b"'''", b"\xff", b"[cohort]\n", b"-1", b"{}")[
+                rng.integers(8)
+            ]
     return bytes(data)
 
 

@@ -121,7 +121,9 @@ def test_results_have_the_agreed_columns_and_true_counts(small_run, small_index)
     visits = np.flatnonzero(np.asarray(small_index.tables["visit_split"]) == 2)
     for row in rows:
         column = small_index.targets.index(row["target"])
-        labels = np.asarray(small_index.tables["draw_labels"])[np.isin(small_index.tables["draw_visit"], visits), column]
+        labels = np.asarray(small_index.tables["draw_labels"])[
+            np.isin(small_index.tables["draw_visit"], visits), column
+        ]
         if row["level"] == "draw":
             assert (int(row["n"]), int(row["n_positive"])) == ((labels >= 0).sum(), (labels == 1).sum())
     # Each record is its own visit with one draw, so both levels must agree.
