@@ -5,6 +5,9 @@ import tomllib
 from pathlib import Path
 
 import tomli_w
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+
 from anyecg.loaders.cohort import CohortConfig
 from anyecg.loaders.dali import StreamConfig
 from anyecg.loaders.errors import ConfigError
@@ -13,8 +16,6 @@ from anyecg.loaders.settings import Section
 from anyecg.loaders.shards import ShardConfig
 from anyecg.train.evaluate import EvaluateConfig
 from anyecg.train.finetune import FinetuneConfig
-from pydantic import Field, ValidationError
-from pydantic.fields import FieldInfo
 
 MAX_BYTES = 1_000_000
 

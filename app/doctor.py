@@ -54,6 +54,7 @@ def _gpu():
 def _dali():
     import numpy as np
     import torch
+
     from anyecg.loaders.dali import make_pipeline, to_torch
 
     device_id = 0 if torch.cuda.is_available() else None

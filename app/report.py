@@ -9,6 +9,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from anyecg.app.config import Config, render_config
 from anyecg.kernels.auroc import METRICS
 from anyecg.kernels.segment import FLAG_NAMES
@@ -19,10 +24,6 @@ from anyecg.loaders.stream import ChunkReader, open_index
 from anyecg.train.evaluate import one_target, read_results, units_of
 from anyecg.train.model import read_card
 from anyecg.train.predict import read_scores
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 METRIC_NAMES = ("AUROC", "AUPRC", "Sensitivity", "Specificity", "F1")
 PACKAGES = (

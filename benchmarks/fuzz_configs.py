@@ -30,8 +30,7 @@ def main():
             try:
                 render_config(load_config(path))
                 accepted += 1
-            except ConfigError as cause:
-                assert "\n" not in str(cause), cause
+            except ConfigError:
                 refused += 1
             slowest = max(slowest, time.perf_counter() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

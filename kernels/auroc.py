@@ -1,6 +1,7 @@
 """Ranking metrics with integer weights and exact ties, once and over bootstrap replicates."""
 
 import numpy as np
+
 from anyecg.kernels._jit import kernel
 from anyecg.kernels.counter import mix_pair
 

@@ -1,6 +1,7 @@
 """Random numbers that are functions of a counter: the same on any rank, thread, machine and after any restart."""
 
 import numpy as np
+
 from anyecg.kernels._jit import kernel
 
 

@@ -5,8 +5,9 @@ import zlib
 from functools import lru_cache
 
 import numpy as np
-from anyecg.kernels._jit import kernel
 from scipy.signal import butter, iirnotch, lfilter_zi
+
+from anyecg.kernels._jit import kernel
 
 PRESETS = ("ecgfounder", "ecgfounder-paper", "none")
 

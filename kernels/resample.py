@@ -4,8 +4,9 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from anyecg.kernels._jit import kernel
 from scipy.signal import firwin
+
+from anyecg.kernels._jit import kernel
 
 MAX_FACTOR = 100_000
 

@@ -1,6 +1,7 @@
 """Cut a lead into windows on one grid, judge each raw window, and store it as int16 with a scale."""
 
 import numpy as np
+
 from anyecg.kernels._jit import kernel
 
 # Bits of /windows/flags; the first three never reach a shard.

@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+from pydantic import Field, model_validator
+
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document
 from anyecg.loaders.settings import Section
-from pydantic import Field, model_validator
 
 SPLITS = ("train", "val", "test")
 TABLES = ("visits", "records", "draws", "quarantine")

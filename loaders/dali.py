@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
+from pydantic import Field
+
 from anyecg.kernels.counter import uniform
 from anyecg.loaders.files import digest
 from anyecg.loaders.settings import Section
-from pydantic import Field
 
 
 class StreamConfig(Section):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+
 from anyecg.loaders.cohort import Cohort, pseudonym, split_patients
 from anyecg.loaders.errors import CohortError, RecordError
 from anyecg.loaders.progress import Progress

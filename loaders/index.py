@@ -6,6 +6,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document

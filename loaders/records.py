@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+
 from anyecg.loaders.errors import RecordError
 
 MAX_HEADER_BYTES = 1_000_000

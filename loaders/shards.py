@@ -11,6 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import polars as pl
+from pydantic import Field
+
 from anyecg.kernels.prepare import prepare, preset_hash
 from anyecg.kernels.resample import resample
 from anyecg.kernels.segment import DROPPED, FLAG_NAMES, GAP_FILLED, PADDED, grid, quality, quantise, stretches
@@ -22,7 +24,6 @@ from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.records import open_record
 from anyecg.loaders.settings import Section
-from pydantic import Field
 
 log = logging.getLogger(__name__)
 SECONDS = 10

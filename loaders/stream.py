@@ -5,6 +5,7 @@ import zlib
 from collections import OrderedDict
 
 import numpy as np
+
 from anyecg.kernels.counter import permute
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest

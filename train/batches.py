@@ -1,6 +1,7 @@
 """Batches of one rank, from the order through the shards and DALI to torch."""
 
 import numpy as np
+
 from anyecg.loaders.dali import augmentation, make_pipeline, to_torch
 from anyecg.loaders.stream import ChunkReader, batch, n_batches, rows_of_rank
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
+from scipy.stats import t
+
 from anyecg.kernels.auroc import METRICS, Ranking
 from anyecg.loaders.files import replacing, write_document
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.settings import Section
-from pydantic import Field
-from scipy.stats import t
 
 log = logging.getLogger(__name__)
 HEAD = ("target", "horizon_min", "level", "n", "n_positive", "n_patients", "n_patients_positive")

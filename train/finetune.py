@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
+
 from anyecg.kernels.auroc import auroc
 from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
@@ -19,7 +21,6 @@ from anyecg.train.batches import PairBatches, WindowBatches
 from anyecg.train.distributed import join, leave
 from anyecg.train.loss import masked_bce
 from anyecg.train.model import build_model, load_weights, publish, save_weights
-from pydantic import Field
 
 log = logging.getLogger(__name__)
 CURVE = ("epoch", "windows", "train_loss", "val_loss", "val_auroc", "learning_rate", "windows_per_s", "waiting_share")

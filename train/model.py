@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
 from anyecg.train.resnet import ResNet
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 MODELS = {"resnet": ResNet}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+
 from anyecg.kernels.segment import FLAT
 from anyecg.loaders.errors import ModelError, RecordError
 from anyecg.loaders.files import FORMATS, check_format, code_version, replacing

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from anyecg.kernels.auroc import METRICS, Ranking, auroc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
+
+from anyecg.kernels.auroc import METRICS, Ranking, auroc
 
 UNITS = st.lists(
     st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 4)), min_size=2, max_size=60

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from anyecg.kernels.counter import permute, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
+
+from anyecg.kernels.counter import permute, uniform
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))

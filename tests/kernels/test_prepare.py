@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import wfdb
-from anyecg.kernels.prepare import prepare, preset_hash
 from scipy.signal import butter, filtfilt, iirnotch, medfilt, resample_poly
+
+from anyecg.kernels.prepare import prepare, preset_hash
 
 from ..conftest import DEMO
 

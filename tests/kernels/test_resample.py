@@ -2,9 +2,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from anyecg.kernels.resample import resample
 from scipy.signal import resample_poly
 from scipy.signal.windows import kaiser
+
+from anyecg.kernels.resample import resample
 
 
 @pytest.mark.parametrize("fs_in", [62.5, 128, 250, 257, 300, 360, 1000])

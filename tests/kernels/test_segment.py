@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from anyecg.kernels.segment import (
     CLIPPED,
     FLAT,
@@ -12,8 +15,6 @@ from anyecg.kernels.segment import (
     quantise,
     stretches,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def beats(fs=500, seconds=10, amplitude=1.0):

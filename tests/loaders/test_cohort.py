@@ -4,10 +4,11 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from anyecg.loaders.cohort import Cohort, CohortConfig, build_cohort, open_cohort, split_patients, write_cohort
-from anyecg.loaders.errors import CohortError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from anyecg.loaders.cohort import Cohort, CohortConfig, build_cohort, open_cohort, split_patients, write_cohort
+from anyecg.loaders.errors import CohortError
 
 from ..conftest import DEMO
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from anyecg.kernels.prepare import prepare
 from anyecg.loaders.dali import StreamConfig, augmentation, make_pipeline, to_torch
 

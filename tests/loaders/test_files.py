@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.files import FORMATS, read_document, replacing, write_document
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wfdb
+
 from anyecg.loaders.errors import RecordError
 from anyecg.loaders.records import find_records, open_record
 

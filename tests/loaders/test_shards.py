@@ -6,13 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 import wfdb
+from scipy.signal import resample_poly
+
 from anyecg.kernels.segment import DROPPED, FLAT, HUGE, PADDED
 from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import RecordError, ShardError
 from anyecg.loaders.index import open_index, verify
 from anyecg.loaders.records import Record, open_record
 from anyecg.loaders.shards import SETS, ShardConfig, cut_record, describe_shard
-from scipy.signal import resample_poly
 
 from ..conftest import DEMO, anyecg, on_ranks, write_small_config
 from ..kernels.test_prepare import scipy_chain

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.stream import ChunkReader, batch, epoch_order, n_batches, rows_of_rank
 
