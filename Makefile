@@ -1,12 +1,14 @@
-# make demo | test | check | audit; each first makes .venv when it is missing or older than setup.py or constraints.txt.
+# make demo | test | check | audit | fuzz; each first makes .venv when it is missing or older than setup.py or constraints.txt.
 PYTHON ?= python3.11
 DALI ?= cuda130
 VENV = .venv
 BIN = $(VENV)/bin
-INSTALLED = $(VENV)/.installed
+INSTALLED = $(VENV)/.installed-$(DALI)
 ROOMS = kernels loaders train slurm app
 
-.PHONY: demo test check audit install
+FUZZ ?= 100000
+
+.PHONY: demo test check audit fuzz install
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -24,6 +26,9 @@ check: $(INSTALLED)
 
 audit: $(INSTALLED)
 	$(BIN)/python benchmarks/audit.py
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m benchmarks.fuzz_configs --files $(FUZZ)
 
 install: $(INSTALLED)
 

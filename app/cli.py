@@ -26,6 +26,7 @@ around them
   doctor     what this machine has and lacks   anyecg doctor
   config     the resolved config, explained    anyecg config config.toml seed=7
 """
+DEMO_MARK = ".anyecg-demo"
 CHAIN = ("cohort", "shard", "finetune", "predict", "evaluate", "report")
 
 
@@ -73,6 +74,8 @@ def _lock(folder):
     import fcntl
 
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise AnyECGError(f"{folder}: not a folder; give another one as 'folder'")
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("w")
     try:
@@ -85,26 +88,37 @@ def _lock(folder):
 
 
 def _on_ranks(name, config):
-    """Run one stage on this rank of a job that mpirun or srun started."""
+    """Run one stage on this rank of a job that mpirun or srun started; return the exit code."""
     from anyecg.app.stages import STAGES
-    from anyecg.loaders.ranks import world
+    from anyecg.loaders.ranks import share_error, world
 
     comm = world()
     _log_to(config.folder, name)
     # A warning of a library says the same on every rank; other ranks speak only of errors.
     logging.getLogger().setLevel(logging.INFO if comm.rank == 0 else logging.ERROR)
     try:
-        stage = STAGES[name]
-        stage.run(config, comm, stage.wanted(config))
+        error, lock, wanted = None, None, ""
+        try:
+            if comm.rank == 0 and "ANYECG_LOCKED" not in os.environ:
+                lock = _lock(config.folder)
+            wanted = STAGES[name].wanted(config)
+        except AnyECGError as cause:
+            error = cause
+        share_error(comm, error)
+        STAGES[name].run(config, comm, wanted)
+        if lock:
+            lock.close()
     except AnyECGError as cause:
-        # When all ranks fail for one reason, the first one speaks and ends the job before the others do.
-        if comm.rank:
-            time.sleep(2)
-        print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
-        comm.Abort(2)
+        if not cause.on_every_rank:
+            print(f"anyecg {name}: {cause} (rank {comm.rank})", file=sys.stderr, flush=True)
+            comm.Abort(2)
+        if comm.rank == 0:
+            print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
+        return 2
     except BaseException:
         logging.getLogger(__name__).exception("rank %d failed", comm.rank)
         comm.Abort(1)
+    return 0
 
 
 def _run_stage(name, config):
@@ -113,10 +127,17 @@ def _run_stage(name, config):
     from anyecg.app.stages import STAGES
     from anyecg.loaders.files import write_text
 
+    before = [stage for stage in STAGES.values() if name == "report" or stage.name in CHAIN[: CHAIN.index(name)]]
+    wanted = STAGES[name].wanted(config) if name in STAGES else ""
+    for stage in before:
+        if not stage.is_done(config):
+            raise AnyECGError(
+                f"{stage.name} is not done for this config, or its output is gone; "
+                f"run 'anyecg run' with the same config, or 'anyecg {stage.name}' first"
+            )
     if name == "report":
         return _report(config)
     stage = STAGES[name]
-    wanted = stage.wanted(config)
     if stage.is_done(config):
         print(f"{name}: kept, nothing it depends on has changed", flush=True)
         return 0
@@ -167,11 +188,12 @@ def _demo(arguments):
     from anyecg.app.config import load_config
 
     out = arguments.out.absolute()
-    if out.exists() and any(out.iterdir()) and not (out / "config.toml").exists():
-        raise AnyECGError(f"{out}: not empty and not a run of anyecg; give another folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / DEMO_MARK).exists():
+        raise AnyECGError(f"{out}: not empty and not a run of the demo; give another folder with --out")
     with as_file(files("anyecg.app") / "demo") as folder:
         config = load_config(folder / "config.toml", [f"folder={out}", *arguments.overrides])
         lock = _lock(out)
+        (out / DEMO_MARK).touch()
         if not arguments.resume:
             for name in ("cohort", "shards", "checkpoint", "model", "log"):
                 shutil.rmtree(out / name, ignore_errors=True)
@@ -227,8 +249,7 @@ def _dispatch(arguments):
     if arguments.command == "verify":
         return _verify(config)
     if under_launcher() and arguments.command in CHAIN[:-1]:
-        _on_ranks(arguments.command, config)
-        return 0
+        return _on_ranks(arguments.command, config)
     with _lock(config.folder):
         return _run_chain(config) if arguments.command == "run" else _run_stage(arguments.command, config)
 
@@ -242,6 +263,9 @@ def main(argv=None):
         return _dispatch(arguments)
     except AnyECGError as cause:
         print(f"anyecg {arguments.command}: {cause}", file=sys.stderr)
+        return 2
+    except OSError as cause:
+        print(f"anyecg {arguments.command}: {cause}; mend the disk or the path, then run it again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"anyecg {arguments.command}: stopped; the same command continues", file=sys.stderr)

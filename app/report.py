@@ -18,8 +18,7 @@ from anyecg.app.config import Config, render_config
 from anyecg.kernels.auroc import METRICS
 from anyecg.kernels.segment import FLAG_NAMES
 from anyecg.loaders.cohort import open_cohort
-from anyecg.loaders.errors import ModelError
-from anyecg.loaders.files import code_version, read_document, write_text
+from anyecg.loaders.files import code_version, write_text
 from anyecg.loaders.stream import ChunkReader, open_index
 from anyecg.train.evaluate import one_target, read_results, units_of
 from anyecg.train.model import read_card
@@ -56,11 +55,12 @@ def _value(value):
 
 def text_table(rows):
     """Return the results as lines for a terminal, AUROC and AUPRC with their CIs."""
-    lines = [("target", "level", "n", "positive", "AUROC", "95% CI", "AUPRC", "sens", "spec", "F1")]
+    lines = [("target", "level", "min", "n", "positive", "AUROC", "its CI", "AUPRC", "sens", "spec", "F1")]
     for row in rows:
         lines.append(
             (
-                row["target"], row["level"], str(row["n"]), str(row["n_positive"]), _value(row["auroc"]),
+                *(str(row[name]) for name in ("target", "level", "horizon_min", "n", "n_positive")),
+                _value(row["auroc"]),
                 _interval(row, "auroc"), *(_value(row[name]) for name in ("auprc", "sensitivity", "specificity", "f1")),
             )
         )  # fmt: skip
@@ -104,7 +104,8 @@ def _forest(rows, confidence):
             axes.plot([row["auroc_low"], row["auroc_high"]], [place, place], color=colour, lw=2)
         axes.plot(row["auroc"], place, "s", color=colour, ms=6)
     axes.axvline(0.5, color="#b9c0c9", lw=1, ls="--")
-    names = [f"{row['target']}, {row['level']}" for row in rows]
+    several = len({row["horizon_min"] for row in rows}) > 1
+    names = [f"{row['target']}, {row['level']}" + f", {row['horizon_min']} min" * several for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("AUROC")
@@ -237,14 +238,10 @@ def write_report(config: Config):
     folder = Path(config.folder)
     cohort, index = open_cohort(folder / "cohort"), open_index(folder / "shards")
     card, scores = read_card(folder / "model"), read_scores(folder / "scores.h5", index)
-    read_document(
-        folder / "results.json", "anyecg-results", error=ModelError,
-        missing=f"{folder / 'results.json'}: no results; run 'anyecg evaluate' with the same config first",
-    )  # fmt: skip
     rows = read_results(folder / "results.json")
     horizon_min, level = rows[-1]["horizon_min"], rows[-1]["level"]
     with matplotlib.rc_context(STYLE):
-        curve, epochs = _curve(folder / "checkpoint" / "curve.csv")
+        curve, epochs = _curve(folder / "model" / "curve.csv")
         figures = {
             "roc": _roc(index, scores, rows, horizon_min, level),
             "forest": _forest(rows, config.evaluate.confidence),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from anyecg.app.config import Config, write_config
 from anyecg.loaders.cohort import build_cohort, describe_flow, open_cohort, write_cohort
-from anyecg.loaders.errors import CohortError
-from anyecg.loaders.files import digest, file_hash
-from anyecg.loaders.index import lost_shards, open_index
+from anyecg.loaders.errors import AnyECGError, CohortError, UpgradeNeeded
+from anyecg.loaders.files import digest, file_hash, listing
+from anyecg.loaders.index import lost_files, open_index
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Stage:
     wanted : function of the config
         Hash of everything that decides the stage's output; raises when what it reads is missing.
     found : function of the config
-        The hash that the output there carries; None without whole output.
+        The hash that the output there carries; None, or an error, without whole output.
     n_ranks : function of the config
         MPI ranks to start on this machine.
     run : function of (config, communicator, hash)
@@ -35,7 +35,13 @@ class Stage:
 
     def is_done(self, config):
         """Say whether the output of just this config and input is there."""
-        found = self.found(config)
+        try:
+            found = self.found(config)
+        except UpgradeNeeded:
+            raise
+        except (AnyECGError, OSError, ValueError, AttributeError):
+            # Missing or damaged output is made again.
+            return False
         return found is not None and found == self.wanted(config)
 
 
@@ -47,44 +53,53 @@ def _index(config):
     return open_index(_folder(config, "shards"))
 
 
-def _hash_in(name):
-    """Return a function of the config that reads ``stage_hash`` from a JSON document of the run folder."""
+def _hash_in(config, name):
+    """Return the ``stage_hash`` of a JSON document of the run folder."""
+    return json.loads(_folder(config, name).read_text(encoding="utf-8")).get("stage_hash")
 
-    def found(config):
-        try:
-            return json.loads(_folder(config, name).read_text(encoding="utf-8")).get("stage_hash")
-        except (OSError, ValueError, AttributeError):
-            return None
 
-    return found
+def _found_cohort(config):
+    open_cohort(_folder(config, "cohort"))
+    return _hash_in(config, "cohort/cohort.json")
 
 
 def _found_shard(config):
-    found = _hash_in("shards/index.json")(config)
-    return found if found and not lost_shards(_folder(config, "shards")) else None
+    _index(config)
+    return None if lost_files(_folder(config, "shards")) else _hash_in(config, "shards/index.json")
+
+
+def _found_finetune(config):
+    from anyecg.train.model import check_weights
+
+    card = check_weights(_folder(config, "model"))
+    return card["stage_hash"] if _folder(config, "model/curve.csv").is_file() else None
 
 
 def _found_predict(config):
     import h5py
 
-    try:
-        with h5py.File(_folder(config, "scores.h5"), "r") as file:
-            return file.attrs.get("stage_hash")
-    except OSError:
-        return None
+    _scores(config)
+    with h5py.File(_folder(config, "scores.h5"), "r") as file:
+        return file.attrs.get("stage_hash")
+
+
+def _found_evaluate(config):
+    return _hash_in(config, "results.json") if _folder(config, "results.csv").is_file() else None
 
 
 def _wanted_cohort(config):
     labels = Path(config.cohort.labels)
     if not labels.is_file():
         raise CohortError(f"{labels}: no such file; give the CSV of labels as 'labels' in [cohort]")
-    return digest([config.cohort.identity(), config.seed, file_hash(labels)])
+    return digest([config.cohort.identity(), config.seed, file_hash(labels), listing(config.cohort.path)])
 
 
 def _run_cohort(config, comm, stage_hash):
+    if comm.rank:
+        return
     cohort = build_cohort(config.cohort, seed=config.seed)
-    write_config(_folder(config, "cohort"), config)
     write_cohort(_folder(config, "cohort"), cohort, stage_hash)
+    write_config(_folder(config, "cohort"), config)
     print(f"cohort: {describe_flow(cohort.flow)}", flush=True)
 
 
@@ -96,9 +111,9 @@ def _run_shard(config, comm, stage_hash):
     from anyecg.loaders.shards import write_shards
 
     folder = _folder(config, "shards")
+    write_shards(folder, open_cohort(_folder(config, "cohort")), config.shard, comm, stage_hash=stage_hash)
     if comm.rank == 0:
         write_config(folder, config)
-    write_shards(folder, open_cohort(_folder(config, "cohort")), config.shard, comm, stage_hash=stage_hash)
 
 
 def _wanted_finetune(config):
@@ -110,19 +125,28 @@ def _wanted_finetune(config):
 def _run_finetune(config, comm, stage_hash):
     from anyecg.train.finetune import finetune
 
-    if comm.rank == 0:
-        write_config(_folder(config, "model"), config)
     finetune(
         _folder(config, "checkpoint"), _folder(config, "model"), _index(config), config.finetune, config.stream,
         seed=config.seed, comm=comm, stage_hash=stage_hash,
     )  # fmt: skip
+    if comm.rank == 0:
+        for name in ("model", f"checkpoint/{stage_hash}"):
+            write_config(_folder(config, name), config)
+
+
+def _ranks_of_training(config):
+    """Return one rank a GPU where there are any, at most as many as the config says."""
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    return min(config.finetune.ranks, n_gpus) if n_gpus else config.finetune.ranks
 
 
 def _wanted_predict(config):
-    from anyecg.train.model import check_target_table, read_card
+    from anyecg.train.model import check_target_table, check_weights
 
     index, folder = _index(config), _folder(config, "model")
-    card = read_card(folder)
+    card = check_weights(folder)
     check_target_table(folder, card, index)
     return digest([index.hash, card["weights_sha256"]])
 
@@ -137,9 +161,11 @@ def _run_predict(config, comm, stage_hash):
 
 
 def _scores(config):
+    from anyecg.train.model import check_weights
     from anyecg.train.predict import read_scores
 
-    return read_scores(_folder(config, "scores.h5"), _index(config))
+    card = check_weights(_folder(config, "model"))
+    return read_scores(_folder(config, "scores.h5"), _index(config), card["weights_sha256"])
 
 
 def _wanted_evaluate(config):
@@ -160,10 +186,10 @@ def _run_evaluate(config, comm, stage_hash):
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("cohort", _wanted_cohort, _hash_in("cohort/cohort.json"), lambda c: 1, _run_cohort),
+        Stage("cohort", _wanted_cohort, _found_cohort, lambda c: 1, _run_cohort),
         Stage("shard", _wanted_shard, _found_shard, lambda c: c.shard.ranks, _run_shard),
-        Stage("finetune", _wanted_finetune, _hash_in("model/card.json"), lambda c: c.finetune.ranks, _run_finetune),
-        Stage("predict", _wanted_predict, _found_predict, lambda c: c.finetune.ranks, _run_predict),
-        Stage("evaluate", _wanted_evaluate, _hash_in("results.json"), lambda c: c.evaluate.ranks, _run_evaluate),
+        Stage("finetune", _wanted_finetune, _found_finetune, _ranks_of_training, _run_finetune),
+        Stage("predict", _wanted_predict, _found_predict, _ranks_of_training, _run_predict),
+        Stage("evaluate", _wanted_evaluate, _found_evaluate, lambda c: c.evaluate.ranks, _run_evaluate),
     )
 }

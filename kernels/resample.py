@@ -33,7 +33,7 @@ def _ratio(fs_in, fs_out):
     """Return (up, down) as the smallest integers with fs_out / fs_in = up / down."""
     if not (0 < fs_in < 1e6 and 0 < fs_out < 1e6):
         raise ValueError(f"sampling rates must lie between 0 and 1e6 Hz; found {fs_in} and {fs_out}")
-    ratio = Fraction(repr(fs_out)) / Fraction(repr(fs_in))
+    ratio = Fraction(repr(float(fs_out))) / Fraction(repr(float(fs_in)))
     if max(ratio.numerator, ratio.denominator) > MAX_FACTOR:
         raise ValueError(f"{fs_in} Hz to {fs_out} Hz needs factors above {MAX_FACTOR}; give rates with fewer digits")
     return ratio.numerator, ratio.denominator
@@ -45,12 +45,10 @@ def _taps(up, down, quality):
     rate = max(up, down)
     if quality == "scipy":
         half, cutoff, beta = 10 * rate, 1.0 / rate, 5.0
-    elif quality == "high":
+    else:
         # Kaiser's formula for 120 dB: the transition band ends at the lower Nyquist frequency.
         half, beta = 48 * rate, 0.1102 * (120.0 - 8.7)
         cutoff = 1.0 / rate - (120.0 - 7.95) / (2.285 * np.pi * 2 * half) / 2
-    else:
-        raise ValueError(f"quality must be 'scipy' or 'high'; found {quality!r}")
     taps = up * firwin(2 * half + 1, cutoff, window=("kaiser", beta))
     taps = np.concatenate([taps, np.zeros(-len(taps) % up)])
     return np.ascontiguousarray(taps.reshape(-1, up).T), half
@@ -61,8 +59,9 @@ def resample(signal, *, fs_in, fs_out, quality="scipy"):
 
     Parameters
     ----------
-    signal : float32 or int16 array, shape (samples,)
-        Voltage. NaN and infinity are refused; fill short gaps and split at long ones before.
+    signal : array of numbers, shape (samples,)
+        Voltage; int16 as it is, everything else as float32. NaN and infinity are refused: fill short gaps and split
+        at long ones before.
     fs_in, fs_out : int or float
         Sampling rates in Hz; any rational ratio.
     quality : {"scipy", "high"}
@@ -84,8 +83,10 @@ def resample(signal, *, fs_in, fs_out, quality="scipy"):
     Sums run in float64.
     """
     signal = np.asarray(signal)
-    if signal.ndim != 1 or signal.dtype not in (np.float32, np.int16):
-        raise ValueError(f"signal must be float32 or int16 of shape (samples,); found {signal.dtype} {signal.shape}")
+    if signal.ndim != 1 or signal.dtype.kind not in "fiu":
+        raise ValueError(f"signal must be numbers of shape (samples,); found {signal.dtype} {signal.shape}")
+    if signal.dtype != np.int16:
+        signal = signal.astype(np.float32, copy=False)
     if signal.dtype == np.float32 and not np.isfinite(signal).all():
         raise ValueError("signal holds samples that are not finite; fill short gaps and split at long ones first")
     up, down = _ratio(fs_in, fs_out)

@@ -109,42 +109,27 @@ def quality(raw_WT, *, fs):
 
 
 @kernel
-def _stretches(x_T, max_gap, bounds, filled_T):
-    """Find runs without a gap over ``max_gap``; interpolate the shorter gaps in place and mark them."""
+def _fill_gaps(x_T, max_gap, filled_T):
+    """Interpolate the runs of at most ``max_gap`` invalid samples between valid ones, in place, and mark them."""
     n = len(x_T)
-    found = 0
     t = 0
     while t < n:
-        while t < n and not np.isfinite(x_T[t]):
+        if np.isfinite(x_T[t]):
             t += 1
-        if t == n:
-            break
-        start = t
+            continue
         stop = t
-        while t < n:
-            if np.isfinite(x_T[t]):
-                t += 1
-                stop = t
-                continue
-            gap = t
-            while gap < n and not np.isfinite(x_T[gap]):
-                gap += 1
-            if gap == n or gap - t > max_gap:
-                t = gap
-                break
-            for i in range(t, gap):
-                fraction = (i - t + 1) / (gap - t + 1)
-                x_T[i] = x_T[t - 1] + fraction * (x_T[gap] - x_T[t - 1])
+        while stop < n and not np.isfinite(x_T[stop]):
+            stop += 1
+        if t > 0 and stop < n and stop - t <= max_gap:
+            for i in range(t, stop):
+                fraction = (i - t + 1) / (stop - t + 1)
+                x_T[i] = x_T[t - 1] + fraction * (x_T[stop] - x_T[t - 1])
                 filled_T[i] = True
-            t = gap
-        bounds[found, 0] = start
-        bounds[found, 1] = stop
-        found += 1
-    return found
+        t = stop
 
 
-def stretches(signal, *, fs):
-    """Split a lead at its gaps: up to 40 ms are interpolated linearly, longer ones end a stretch.
+def fill_gaps(signal, *, fs):
+    """Interpolate gaps up to 40 ms linearly; longer ones, and gaps at the edges, stay.
 
     Parameters
     ----------
@@ -155,14 +140,13 @@ def stretches(signal, *, fs):
 
     Returns
     -------
-    (filled, bounds, was_filled)
-        A float32 copy without the short gaps; int64 (stretches, 2) start and stop; bool (samples,) where filled.
+    (float32 array, bool array)
+        A copy without the short gaps, and where it was filled.
     """
     filled = np.array(signal, np.float32)
     was_filled = np.zeros(len(filled), bool)
-    bounds = np.empty((len(filled) // 2 + 1, 2), np.int64)
-    n_stretches = _stretches(filled, int(0.04 * fs + 1e-9), bounds, was_filled)
-    return filled, bounds[:n_stretches].copy(), was_filled
+    _fill_gaps(filled, int(0.04 * fs + 1e-9), was_filled)
+    return filled, was_filled
 
 
 def grid(n_samples, *, fs, seconds=10.0):

@@ -14,6 +14,10 @@ from anyecg.loaders.files import digest, file_hash, read_document, replacing, wr
 from anyecg.loaders.settings import Section
 
 SPLITS = ("train", "val", "test")
+RECORD_SCHEMA = {
+    "visit_row": pl.Int32, "path": pl.String, "fs": pl.Float64, "start": pl.Int64, "n_samples": pl.Int64,
+    "digest": pl.String,
+}  # fmt: skip
 TABLES = ("visits", "records", "draws", "quarantine")
 
 
@@ -42,7 +46,8 @@ class Cohort:
     targets : tuple of str
     visits : visit and patient keys (uint64, pseudonymous), split (0 train, 1 val, 2 test), age (NaN unknown),
         sex (0 female, 1 male, -1 unknown)
-    records : visit_row, path below ``root``, fs in Hz, start in microseconds, n_samples
+    records : visit_row, path below ``root``, fs in Hz, start in microseconds, n_samples, digest of the header and the
+        signal file's size
     draws : visit_row, time in microseconds, then one int8 column a target (1 abnormal, 0 not, -1 not measured)
     quarantine : record and reason, one row for each record left out
     flow : list of (what, count), from what was found to what is kept

@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from anyecg.kernels.counter import uniform
+from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.files import digest
 from anyecg.loaders.settings import Section
 
@@ -56,19 +57,24 @@ def make_pipeline(source, *, batch_size, n_samples, augmented, prefetch, device_
     -------
     nvidia.dali.Pipeline with outputs signal float32 (B, leads, samples) and labels int8 (B, targets)
     """
-    from nvidia.dali import fn, pipeline_def, types
-    from nvidia.dali import math as dali_math
+    try:
+        from nvidia.dali import fn, pipeline_def, types
+        from nvidia.dali import math as dali_math
+    except ImportError as cause:
+        raise AnyECGError(
+            f"NVIDIA DALI is missing ({cause}); pip install 'anyecg-lab[cuda130]' or '[cuda120]', as your driver's CUDA"
+        ) from None
 
     on_gpu = device_id is not None
 
     @pipeline_def(
         batch_size=batch_size, num_threads=1, device_id=device_id, prefetch_queue_depth=prefetch,
-        exec_dynamic=on_gpu, py_start_method="spawn",
+        exec_dynamic=on_gpu,
     )  # fmt: skip
     def pipeline():
         n_outputs = 5 if augmented else 3
         dtypes = [types.INT16, types.FLOAT, types.INT8, types.INT32, types.FLOAT][:n_outputs]
-        ndims = [3 - 1, 2, 1, 1, 1][:n_outputs]
+        ndims = [2, 2, 1, 1, 1][:n_outputs]
         signal, scale, labels, *drawn = fn.external_source(
             source=lambda info: source(info.iteration),
             num_outputs=n_outputs, batch=True, batch_info=True, dtype=dtypes, ndim=ndims,
@@ -94,4 +100,8 @@ def to_torch(outputs):
     """Return the pipeline's outputs as torch tensors that own their memory (DALI reuses its buffers)."""
     import torch
 
-    return tuple(torch.from_dlpack(output.as_tensor()).clone() for output in outputs)
+    tensors = tuple(torch.from_dlpack(output.as_tensor()).clone() for output in outputs)
+    if tensors[0].is_cuda:
+        # The copies are queued on torch's stream; DALI may reuse its buffers as soon as we return.
+        torch.cuda.current_stream().synchronize()
+    return tensors

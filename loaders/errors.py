@@ -2,7 +2,19 @@
 
 
 class AnyECGError(Exception):
-    """Base of every error with a remedy: says where, what was found, what was wanted, what to do next."""
+    """Base of every error with a remedy: says where, what was found, what was wanted, what to do next.
+
+    Attributes
+    ----------
+    on_every_rank : bool
+        Every rank of the job raises it at the same place, so all may end in order.
+    """
+
+    on_every_rank = False
+
+
+class UpgradeNeeded(AnyECGError):
+    """A file of another format version than this code reads."""
 
 
 class ConfigError(AnyECGError):

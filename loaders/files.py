@@ -1,13 +1,15 @@
 """Files that are whole or absent: atomic writes, hashes, and JSON documents that carry a format and a version."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from anyecg.loaders.errors import AnyECGError
+from anyecg.loaders.errors import AnyECGError, UpgradeNeeded
 
 # The version of each format that this code writes and reads.
 FORMATS = {
@@ -56,9 +58,16 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_quarantine(path, rows):
+    """Write a table of (record, reason), one row for each record left out."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("record", "reason"), *rows])
+    write_text(path, text.getvalue())
+
+
 def digest(document):
-    """Return 16 hexadecimal digits of a JSON-like document."""
-    text = json.dumps(document, sort_keys=True, ensure_ascii=True)
+    """Return 16 hexadecimal digits of a JSON-like document, integers of NumPy included."""
+    text = json.dumps(document, sort_keys=True, ensure_ascii=True, default=int)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -66,6 +75,17 @@ def file_hash(path):
     """Return the SHA-256 of a file in hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def listing(folder):
+    """Return a hash of the names, sizes and times of all files below a folder; their contents are not read."""
+    found = []
+    for where, _, names in os.walk(folder):
+        for name in names:
+            entry = Path(where) / name
+            status = entry.lstat()
+            found.append((str(entry.relative_to(folder)), status.st_size, status.st_mtime_ns))
+    return digest(sorted(found))
 
 
 def write_document(path, form, document):
@@ -79,9 +99,9 @@ def check_format(path, form, found_form, found_version, error=AnyECGError):
     if found_form != form:
         raise error(f"{path}: not a {form} file (format {found_form!r}); give the path of one")
     if found_version != FORMATS[form]:
-        raise error(
+        raise UpgradeNeeded(
             f"{path}: upgrade needed: {form} version {found_version}, this code reads version {FORMATS[form]}; "
-            f"make it again with anyecg-lab {code_version()} or use the release that wrote it"
+            f"remove it and make it again with anyecg-lab {code_version()}, or use the release that wrote it"
         )
 
 

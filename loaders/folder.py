@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from anyecg.loaders.cohort import Cohort, pseudonym, split_patients
+from anyecg.loaders.cohort import RECORD_SCHEMA, Cohort, pseudonym, split_patients
 from anyecg.loaders.errors import CohortError, RecordError
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.records import find_records, open_record
 
+RESERVED = ("visit_row", "time")
 LABEL = {"1": 1, "0": 0, "-1": -1, "": -1}
 
 
@@ -33,11 +34,17 @@ def read_labels(path):
         table = pl.read_csv(path, infer_schema=False).fill_null("")
     except (pl.exceptions.PolarsError, OSError, UnicodeError) as cause:
         raise CohortError(f"{path}: not a CSV ({str(cause).splitlines()[0]})") from None
-    table = table.rename({name: name.strip() for name in table.columns})
+    names = [name.strip() for name in table.columns]
+    if len(set(names)) < len(names):
+        raise CohortError(f"{path}: two columns have one name; found {', '.join(names)}")
+    table.columns = names
     for wanted in ("record", "patient"):
         if wanted not in table.columns:
             raise CohortError(f"{path}: column '{wanted}' is missing; found {', '.join(table.columns)}")
     targets = tuple(name for name in table.columns if name not in ("record", "patient"))
+    reserved = [name for name in targets if name in RESERVED or name.startswith("value:")]
+    if reserved:
+        raise CohortError(f"{path}: '{reserved[0]}' cannot be a target's name; give it another one")
     if not targets:
         raise CohortError(f"{path}: no target; add one column a target after record and patient")
     for target in targets:
@@ -63,7 +70,7 @@ def folder_cohort(config, *, seed):
     if not root.is_dir():
         raise CohortError(f"{root}: no such folder; give the folder of the recordings as 'path' in [cohort]")
     table, targets = read_labels(config.labels)
-    listed = table["record"]
+    listed, labels = table["record"], table.select(targets)
     repeated = set(listed.filter(listed.is_duplicated()))
     found = set(find_records(root))
     kept: list[int] = []
@@ -76,12 +83,12 @@ def folder_cohort(config, *, seed):
                 reason = "listed twice"
             elif name not in found:
                 reason = "no such record"
-            elif max(table.row(row)[2:]) < 0:
+            elif max(labels.row(row)) < 0:
                 reason = "no label"
             else:
                 try:
                     record = open_record(root / name, root=root)
-                    records.append((len(kept), name, record.fs, 0, record.n_samples))
+                    records.append((len(kept), name, record.fs, 0, record.n_samples, record.digest))
                     kept.append(row)
                 except RecordError as cause:
                     reason = f"unreadable: {cause}"
@@ -100,10 +107,7 @@ def folder_cohort(config, *, seed):
             "sex": np.full(len(kept), -1, np.int8),
         }
     )
-    record_schema = {
-        "visit_row": pl.Int32, "path": pl.String, "fs": pl.Float64, "start": pl.Int64, "n_samples": pl.Int64,
-    }  # fmt: skip
-    records_table = pl.DataFrame(records, schema=record_schema, orient="row")
+    records_table = pl.DataFrame(records, schema=RECORD_SCHEMA, orient="row")
     middle = (records_table["n_samples"] / records_table["fs"] * 5e5).round().cast(pl.Int64)
     draws = pl.DataFrame({"visit_row": records_table["visit_row"], "time": middle}).hstack(table.select(targets))
     reasons = [reason.split(":")[0] for _, reason in quarantine]

@@ -126,7 +126,7 @@ def write_index(folder, described, head):
         path = folder / f"index-{name}.npy"
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, table, allow_pickle=False)
-        hashes[name] = file_hash(path)
+        hashes[name] = {"sha256": file_hash(path), "n_bytes": path.stat().st_size, "shape": table.shape}
     keys = ("name", "sha256", "n_bytes", "split", "lengths")
     shards = [{key: shard[key] for key in keys} for shard in described]
     document = {
@@ -169,17 +169,24 @@ def open_index(folder):
         except (OSError, ValueError) as cause:
             raise ShardError(f"{path}: missing or damaged ({cause}); run 'anyecg shard' again") from None
         wanted = np.int64 if name == "chunks" else TABLES[name][1]
-        if tables[name].dtype != wanted:
-            raise ShardError(f"{path}: type {tables[name].dtype}, wanted {np.dtype(wanted)}; run 'anyecg shard' again")
+        shape = head["tables"][name]["shape"]
+        if tables[name].dtype != wanted or list(tables[name].shape) != shape:
+            raise ShardError(
+                f"{path}: {tables[name].dtype} {tables[name].shape}, wanted {np.dtype(wanted)} {tuple(shape)}; "
+                "run 'anyecg shard' again"
+            )
     return Index(folder, head, tables)
 
 
-def lost_shards(folder):
-    """Return the shards of a complete folder that are gone or of another size, by name; contents are not read."""
+def lost_files(folder):
+    """Return the files of a complete folder that are gone or of another size, by name; contents are not read."""
+    head = _read_head(folder)
+    wanted = {shard["name"]: shard["n_bytes"] for shard in head["shards"]}
+    wanted |= {f"index-{name}.npy": table["n_bytes"] for name, table in head["tables"].items()}
     return [
-        shard["name"]
-        for shard in _read_head(folder)["shards"]
-        if not (path := Path(folder) / shard["name"]).is_file() or path.stat().st_size != shard["n_bytes"]
+        name
+        for name, n_bytes in wanted.items()
+        if not (path := Path(folder) / name).is_file() or path.stat().st_size != n_bytes
     ]
 
 
@@ -193,7 +200,7 @@ def verify(folder):
     """
     head = _read_head(folder)
     wanted = {shard["name"]: shard["sha256"] for shard in head["shards"]}
-    wanted |= {f"index-{name}.npy": sha256 for name, sha256 in head["tables"].items()}
+    wanted |= {f"index-{name}.npy": table["sha256"] for name, table in head["tables"].items()}
     wrong = []
     for name, sha256 in wanted.items():
         path = Path(folder) / name

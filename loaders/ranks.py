@@ -34,8 +34,10 @@ def world():
 def share_error(comm, error):
     """Raise on every rank the first rank's error, so that none waits for a rank that has given up.
 
-    ``error`` is this rank's AnyECGError or None.
+    ``error`` is this rank's AnyECGError or None; what is raised is marked ``on_every_rank``.
     """
     for rank, found in enumerate(comm.allgather(error)):
         if found is not None:
-            raise type(found)(f"{found} (rank {rank})" if comm.size > 1 else str(found))
+            shared = type(found)(f"{found} (rank {rank})" if comm.size > 1 else str(found))
+            shared.on_every_rank = True
+            raise shared

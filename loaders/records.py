@@ -1,5 +1,6 @@
 """Open one recording: WFDB headers parsed under limits, physical float32 in mV, typed errors."""
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -107,11 +108,14 @@ class Record:
         Names of all leads of the recording.
     start : datetime or None
         Base date and time of the header, None without one.
+    digest : str
+        Hash of the header and of the signal file's size; another recording under the same name has another.
     """
 
-    def __init__(self, name, fs, n_samples, leads, start, signal, read_raw):
+    def __init__(self, name, fs, n_samples, leads, start, read_raw, digest=""):
         self.name, self.fs, self.n_samples, self.leads, self.start = name, fs, n_samples, leads, start
-        self._signal, self._read_raw = signal, read_raw
+        self.digest = digest
+        self._read_raw = read_raw
 
     def read(self, start=0, stop=None):
         """Return float32 mV, shape (stop - start,), NaN where the recording marks a sample invalid.
@@ -281,8 +285,16 @@ def open_record(path, *, lead=None, root=None):
         reader = _reader_wfdb(header, position, signal, n_frames, record)
     return Record(
         record, fs * signal.samples_per_frame, n_frames * signal.samples_per_frame, leads, _start(fields, record),
-        signal, reader,
+        reader, _digest(lines, signal.path),
     )  # fmt: skip
+
+
+def _digest(lines, path):
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = -1
+    return hashlib.blake2b("\n".join([*lines, str(size)]).encode(), digest_size=8).hexdigest()
 
 
 def find_records(folder):

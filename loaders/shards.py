@@ -1,7 +1,6 @@
 """Write shards: windows, draws and pairs of whole visits in one HDF5 file each, by MPI ranks, restartable."""
 
 import csv
-import io
 import json
 import logging
 import zlib
@@ -15,10 +14,21 @@ from pydantic import Field
 
 from anyecg.kernels.prepare import prepare, preset_hash
 from anyecg.kernels.resample import resample
-from anyecg.kernels.segment import DROPPED, FLAG_NAMES, GAP_FILLED, PADDED, grid, quality, quantise, stretches
+from anyecg.kernels.segment import (
+    DROPPED,
+    FLAG_NAMES,
+    FLAT,
+    GAP_FILLED,
+    NONFINITE,
+    PADDED,
+    fill_gaps,
+    grid,
+    quality,
+    quantise,
+)
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import AnyECGError, RecordError, ShardError
-from anyecg.loaders.files import FORMATS, check_format, code_version, digest, file_hash, replacing, write_text
+from anyecg.loaders.files import FORMATS, check_format, code_version, digest, file_hash, replacing, write_quarantine
 from anyecg.loaders.index import write_index
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
@@ -82,66 +92,57 @@ def plan(cohort, config):
     return shards
 
 
-def _pad(stretch, n):
-    return np.concatenate([stretch, np.zeros(n - len(stretch), np.float32)])
-
-
 def cut_record(record, config, *, keep_all=False):
-    """Cut one recording into stored windows.
+    """Cut one recording into stored windows, on one grid from its start.
 
     Parameters
     ----------
     record : anyecg.loaders.records.Record
     config : ShardConfig
     keep_all : bool
-        Drop no window but flag it, and pad a short recording (prediction).
+        Drop no window, store zeros for those that are flat or not finite, and pad a short recording (prediction).
 
     Returns
     -------
     (signal_WT int16, scale_W, start_W in seconds, flags_W uint8, counts)
-        ``counts`` has windows cut, windows kept, and windows dropped by reason.
+        ``counts`` has windows cut, windows kept, and windows dropped by reason; cut = kept + dropped.
+
+    Raises
+    ------
+    RecordError
+        Unreadable, or a sampling rate that makes no rational ratio with ``config.fs``.
     """
     n_out = SECONDS * config.fs
-    filled, bounds, was_filled = stretches(record.read(), fs=record.fs)
-    lengths = [stop - start for start, stop in bounds]
-    padded = bool(lengths) and max(lengths) < SECONDS * record.fs and (config.pad_short or keep_all)
+    signal, was_filled = fill_gaps(record.read(), fs=record.fs)
+    n_in = int(SECONDS * record.fs)
+    start_in_W = grid(len(signal), fs=record.fs, seconds=SECONDS)
+    padded = 0 < len(signal) < SECONDS * record.fs and (config.pad_short or keep_all)
     if padded:
-        bounds = bounds[[int(np.argmax(lengths))]]
-    counts: Counter = Counter()
-    parts = []
-    for start, stop in bounds:
-        raw = filled[start:stop]
-        starts_in = np.zeros(1, np.int64) if padded else grid(len(raw), fs=record.fs, seconds=SECONDS)
-        if not len(starts_in):
-            continue
-        n_in = int(SECONDS * record.fs)
-        raw_WT = raw[None] if padded else np.stack([raw[s : s + n_in] for s in starts_in])
-        flags_W = quality(raw_WT, fs=record.fs)
-        flags_W[[was_filled[start + s : start + s + n_in].any() for s in starts_in]] |= GAP_FILLED
-        counts["windows cut"] += len(flags_W)
-        good = np.ones(len(flags_W), bool) if keep_all else (flags_W & DROPPED) == 0
-        for flags in flags_W[~good]:
-            reason = next(name for flag, name in FLAG_NAMES.items() if flags & flag & DROPPED)
-            counts[f"windows dropped: {reason}"] += 1
-        if not good.any():
-            continue
-        rate_T = resample(raw, fs_in=record.fs, fs_out=config.fs)
-        grid_out = grid(len(rate_T), fs=config.fs, seconds=SECONDS)[: len(starts_in)]
-        if padded:
-            enough = len(rate_T) >= config.fs
-            window_WT = prepare(rate_T[None], fs=config.fs, preset=config.preset if enough else "none", zscore=False)
-            window_WT = _pad(window_WT[0], n_out)[None]
-            flags_W |= PADDED
-        else:
-            window_WT = np.stack([rate_T[s : s + n_out] for s in grid_out[good]])
-            window_WT = prepare(window_WT, fs=config.fs, preset=config.preset, zscore=False)
-        parts.append((*quantise(window_WT), (start + starts_in[good]) / record.fs, flags_W[good]))
-    counts["windows kept"] = sum(len(part[1]) for part in parts)
-    if not parts:
-        empty = np.empty(0)
-        return np.empty((0, n_out), np.int16), empty.astype(np.float32), empty, empty.astype(np.uint8), counts
-    signal_WT, scale_W, start_W, flags_W = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return signal_WT, scale_W, start_W, flags_W, counts
+        start_in_W, n_in = np.zeros(1, np.int64), len(signal)
+    counts: Counter = Counter({"windows cut": len(start_in_W), "windows kept": 0})
+    raw_WT = np.stack([signal[s : s + n_in] for s in start_in_W]) if len(start_in_W) else np.empty((0, n_in))
+    flags_W = quality(raw_WT, fs=record.fs)
+    flags_W[[was_filled[s : s + n_in].any() for s in start_in_W]] |= GAP_FILLED
+    flags_W[:] |= PADDED if padded else 0
+    good_W = (flags_W & (FLAT | NONFINITE if keep_all else DROPPED)) == 0
+    stored_WT = np.zeros((len(good_W), n_out), np.float32)
+    if good_W.any():
+        try:
+            # Beyond a long gap the filter sees zeros, as it does beyond the ends of the record.
+            rate_T = resample(np.nan_to_num(signal, nan=0.0), fs_in=record.fs, fs_out=config.fs)
+        except ValueError as cause:
+            raise RecordError(f"{record.name}: {cause}") from None
+        n_used = min(len(rate_T), n_out) if padded else n_out
+        start_out_W = np.zeros(1, np.int64) if padded else grid(len(rate_T), fs=config.fs, seconds=SECONDS)
+        window_WT = np.stack([rate_T[s : s + n_used] for s in start_out_W[: len(good_W)][good_W]])
+        preset = config.preset if n_used >= config.fs else "none"
+        stored_WT[good_W, :n_used] = prepare(window_WT, fs=config.fs, preset=preset, zscore=False)
+    kept_W = np.ones_like(good_W) if keep_all else good_W
+    for flags in flags_W[~kept_W]:
+        reason = next(name for flag, name in FLAG_NAMES.items() if flags & flag & DROPPED)
+        counts[f"windows dropped: {reason}"] += 1
+    counts["windows kept"] = int(kept_W.sum())
+    return (*quantise(stored_WT[kept_W]), start_in_W[kept_W] / record.fs, flags_W[kept_W], counts)
 
 
 def _collect(cohort, rows, config):
@@ -221,6 +222,7 @@ def shard_attributes(cohort_targets, config, split, plan_hash):
 
 
 def _write_shard(path, sets, attributes, counts):
+    """Write a shard, read it back whole, and describe it for the index."""
     with replacing(path) as temporary:
         with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
             file.attrs.update(attributes)
@@ -231,7 +233,8 @@ def _write_shard(path, sets, attributes, counts):
                     name, data=values, maxshape=(None,) * values.ndim, fletcher32=True,
                     chunks=(n_rows, *(max(1, n) for n in values.shape[1:])),
                 )  # fmt: skip
-        describe_shard(temporary)
+        described = describe_shard(temporary)
+    return {**described, "name": path.name}
 
 
 def describe_shard(path):
@@ -271,12 +274,16 @@ def describe_shard(path):
 
 def _check_set(file, name, path):
     """Refuse a set that is not stored in the file itself as this code stores it; read it, return its length."""
-    link = file.get(name, getlink=True)
+    group, leaf = name.split("/")
+    if not isinstance(file.get(group, getlink=True), h5py.HardLink) or leaf not in file[group]:
+        raise ShardError(f"{path}: {name} is missing or linked from elsewhere; make the shard again")
+    if not isinstance(file[group].get(leaf, getlink=True), h5py.HardLink):
+        raise ShardError(f"{path}: {name} is linked from elsewhere; refuse files from elsewhere")
     dataset = file[name]
     wanted = np.dtype(SETS.get(name, np.int16))
-    n_filters = dataset.id.get_create_plist().get_nfilters()
-    if not isinstance(link, h5py.HardLink) or dataset.file.id != file.id or dataset.external:
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise ShardError(f"{path}: {name} is not stored in the file itself; refuse files from elsewhere")
+    n_filters = dataset.id.get_create_plist().get_nfilters()
     if dataset.dtype != wanted or not dataset.fletcher32 or n_filters != 1:
         raise ShardError(f"{path}: {name} has type {dataset.dtype} or other filters; wanted {wanted} with Fletcher32")
     dataset[...]
@@ -291,21 +298,20 @@ def _make_shard(folder, number, rows, cohort, config, plan_hash):
             if kept["plan_hash"] == plan_hash:
                 log.info("kept shard=%d", number)
                 return kept
-        except AnyECGError as cause:
+        except ShardError as cause:
             log.warning("made again shard=%d reason=%s", number, cause)
     sets, counts, quarantine = _collect(cohort, rows, config)
     split = int(cohort.visits["split"][int(rows[0])])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(quarantine)
-    write_text(folder / f"shard-{number:05d}.quarantine.csv", text.getvalue())
-    _write_shard(path, sets, shard_attributes(cohort.targets, config, split, plan_hash), counts)
+    write_quarantine(folder / f"shard-{number:05d}.quarantine.csv", quarantine)
+    described = _write_shard(path, sets, shard_attributes(cohort.targets, config, split, plan_hash), counts)
     log.info("wrote shard=%d windows=%d", number, counts["windows"])
-    return describe_shard(path)
+    return described
 
 
-def _remove_temporaries(folder):
-    """Remove what a killed run left behind; only files whose process is gone can be seen here."""
-    for path in folder.glob(".*.tmp"):
+def _remove_leftovers(folder, n_shards):
+    """Remove temporaries of a killed run and shards beyond the plan; the run folder's lock keeps writers apart."""
+    stale = [path for path in folder.glob("shard-*") if int(path.name[6:11]) >= n_shards]
+    for path in [*folder.glob(".*.tmp"), *stale]:
         path.unlink(missing_ok=True)
 
 
@@ -321,13 +327,13 @@ def write_shards(folder, cohort, config, comm, *, stage_hash):
         More than ``max_bad_fraction`` of the records are bad, or the disk refuses a write.
     """
     folder = Path(folder)
+    shards = plan(cohort, config)
     if comm.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_temporaries(folder)
+        _remove_leftovers(folder, len(shards))
         (folder / "index.json").unlink(missing_ok=True)
     comm.barrier()
-    shards = plan(cohort, config)
-    plan_hash = digest([cohort.hash, config.identity("ranks", "max_bad_fraction"), FORMATS["anyecg-shard"]])
+    plan_hash = digest([cohort.hash, config.identity("ranks", "max_bad_fraction"), code_version()])
     described, error = {}, None
     with Progress("shard", len(shards), " shards", shown=comm.rank == 0) as progress:
         try:
@@ -347,20 +353,20 @@ def write_shards(folder, cohort, config, comm, *, stage_hash):
             _finish(folder, cohort, config, {n: d for part in gathered for n, d in part.items()}, stage_hash)
         except AnyECGError as cause:
             error = cause
+        except OSError as cause:
+            error = ShardError(f"{folder}: {cause}; free space or mend the disk, then run again")
     share_error(comm, error)
 
 
 def _finish(folder, cohort, config, described, stage_hash):
     """Check the count of records, write the quarantine table and the index."""
     counts: Counter = Counter()
-    lines = [["record", "reason"], *cohort.quarantine.iter_rows()]
+    lines = list(cohort.quarantine.iter_rows())
     for number in sorted(described):
         counts.update(described[number]["counts"])
         with (folder / f"shard-{number:05d}.quarantine.csv").open(newline="", encoding="utf-8") as file:
-            lines += list(csv.reader(file))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_text(folder / "quarantine.csv", text.getvalue())
+            lines += list(csv.reader(file))[1:]
+    write_quarantine(folder / "quarantine.csv", lines)
     n_bad = counts["records dropped: unreadable"]
     if n_bad > config.max_bad_fraction * counts["records"]:
         raise ShardError(

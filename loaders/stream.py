@@ -11,6 +11,7 @@ from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest
 from anyecg.loaders.index import CHUNK_COLUMNS, Index, open_index
 
+MAX_OPEN_SHARDS = 64
 __all__ = ["ChunkReader", "Index", "batch", "epoch_order", "n_batches", "open_index", "rows_of_rank"]
 
 
@@ -20,7 +21,9 @@ def n_batches(index, *, batch_size, split="train", horizon_min=60):
 
 
 def batch(index, number, *, seed, epoch, batch_size, split="train", horizon_min=60):
-    """Return the pairs of one batch: a pure function of its arguments, in time and memory of the batch.
+    """Return the pairs of one batch: a pure function of its arguments.
+
+    The order takes time and memory of the batch; the split's pair numbers are listed once an index (8 bytes each).
 
     Parameters
     ----------
@@ -39,7 +42,7 @@ def batch(index, number, *, seed, epoch, batch_size, split="train", horizon_min=
     pairs = index.pairs_of(split, horizon_min)
     first, last = number * batch_size, min((number + 1) * batch_size, len(pairs))
     if not 0 <= first < last:
-        raise ValueError(f"batch {number} of an epoch with {n_batches(index, batch_size=batch_size)} batches")
+        raise ValueError(f"batch {number} of an epoch with {-(-len(pairs) // batch_size)} batches")
     key = int(digest([seed, epoch, split, horizon_min]), 16)
     return pairs[permute(np.arange(first, last), len(pairs), key)]
 
@@ -47,8 +50,10 @@ def batch(index, number, *, seed, epoch, batch_size, split="train", horizon_min=
 def epoch_order(index, *, seed, epoch, split="train", horizon_min=60):
     """Return an epoch's pair numbers in order, int64; each pair of the split and horizon exactly once."""
     n_pairs = len(index.pairs_of(split, horizon_min))
+    if not n_pairs:
+        return np.empty(0, np.int64)
     return batch(
-        index, 0, seed=seed, epoch=epoch, batch_size=max(n_pairs, 1), split=split, horizon_min=horizon_min
+        index, 0, seed=seed, epoch=epoch, batch_size=n_pairs, split=split, horizon_min=horizon_min
     )  # fmt: skip
 
 
@@ -74,7 +79,7 @@ class ChunkReader:
         self.chunks = np.asarray(index.tables["chunks"])
         self.first_windows = self.chunks[:, CHUNK_COLUMNS.index("first_window")]
         self.cache: OrderedDict = OrderedDict()
-        self.files: dict = {}
+        self.files: OrderedDict = OrderedDict()
 
     def _chunk(self, number):
         if number in self.cache:
@@ -83,6 +88,8 @@ class ChunkReader:
         shard, first, n_windows, offset, n_bytes, crc32 = (int(value) for value in self.chunks[number])
         path = self.index.folder / self.index.head["shards"][shard]["name"]
         if shard not in self.files:
+            if len(self.files) >= MAX_OPEN_SHARDS:
+                os.close(self.files.popitem(last=False)[1])
             try:
                 self.files[shard] = os.open(path, os.O_RDONLY)
             except OSError as cause:

@@ -1,13 +1,17 @@
 """Start a stage on several MPI ranks of this machine."""
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.progress import on_terminal
+
+PR_SET_PDEATHSIG = 1
 
 
 def find_mpirun():
@@ -19,8 +23,10 @@ def find_mpirun():
 def rank_environment(n_ranks):
     """Return the environment of the ranks: threads shared out, nothing imported from the working folder."""
     n_threads = max(1, len(os.sched_getaffinity(0)) // n_ranks)
+    # Inside a Slurm job too these ranks are this machine's alone.
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+        "ANYECG_LOCKED": "1",
         "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(n_threads)),
         "NUMBA_NUM_THREADS": os.environ.get("NUMBA_NUM_THREADS", str(n_threads)),
@@ -28,6 +34,11 @@ def rank_environment(n_ranks):
     if on_terminal():
         environment["ANYECG_TERMINAL"] = "1"
     return environment
+
+
+def _end_with_parent():
+    """Ask Linux to end mpirun, and so its ranks, when the command that started it is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start_ranks(arguments, n_ranks):
@@ -44,4 +55,7 @@ def start_ranks(arguments, n_ranks):
             "mpirun is missing; install the project's requirements (pip brings mpich), see 'anyecg doctor'"
         )
     command = [mpirun, "-n", str(n_ranks), sys.executable, "-m", "anyecg.app.cli", *arguments]
-    return subprocess.run(command, env=rank_environment(n_ranks), stdin=subprocess.DEVNULL, check=False).returncode
+    done = subprocess.run(
+        command, env=rank_environment(n_ranks), stdin=subprocess.DEVNULL, check=False, preexec_fn=_end_with_parent
+    )
+    return done.returncode

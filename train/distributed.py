@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from anyecg.loaders.errors import ModelError
+
 STORE = ".store"
 
 
@@ -41,8 +43,12 @@ def join(comm, folder):
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     local_rank = node.rank
-    one_node = node.size == comm.size
+    one_node, n_local = node.size == comm.size, node.size
     node.Free()
+    if on_gpu and n_local > torch.cuda.device_count():
+        raise ModelError(
+            f"{n_local} ranks on a machine with {torch.cuda.device_count()} GPUs; start one rank a GPU (finetune.ranks)"
+        )
     host, port = comm.bcast((socket.gethostname(), _free_port()) if comm.rank == 0 else None)
     os.environ |= {
         "RANK": str(comm.rank), "WORLD_SIZE": str(comm.size), "LOCAL_RANK": str(local_rank),
@@ -56,8 +62,9 @@ def join(comm, folder):
     if not on_gpu:
         torch.set_flush_denormal(True)
         return torch.device("cpu")
-    torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    return torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_device(local_rank)
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda", local_rank)
 
 
 def leave(comm, folder):

@@ -63,10 +63,10 @@ def learning_rate_factor(step, *, n_steps, warmup_fraction):
 
 
 class Checkpoint:
-    """The newest whole state of a training run, named by a pointer that is written last."""
+    """The newest whole state of one training run, named by a pointer that is written last."""
 
-    def __init__(self, folder, stage_hash):
-        self.folder, self.stage_hash = Path(folder), stage_hash
+    def __init__(self, folder):
+        self.folder = Path(folder)
         self.pointer = self.folder / "pointer.json"
 
     def load(self):
@@ -74,15 +74,12 @@ class Checkpoint:
 
         Raises
         ------
-        ModelError
-            Another version, or a state file that is not the one the pointer names.
+        UpgradeNeeded, ModelError
+            Another version; a state file that is not the one the pointer names.
         """
         if not self.pointer.exists():
             return None
         document = read_document(self.pointer, "anyecg-checkpoint", missing="", error=ModelError)
-        if document["stage_hash"] != self.stage_hash:
-            log.info("checkpoint of another config or other shards is left; training starts anew")
-            return None
         path = self.folder / document["file"]
         if not path.is_file() or file_hash(path) != document["sha256"]:
             raise ModelError(f"{path}: missing or damaged; remove {self.folder} and run 'anyecg finetune' again")
@@ -93,8 +90,7 @@ class Checkpoint:
         path = self.folder / f"epoch-{state['epoch']:04d}.pt"
         with replacing(path) as temporary:
             torch.save(state, temporary)
-        document = {"file": path.name, "sha256": file_hash(path), "stage_hash": self.stage_hash}
-        write_document(self.pointer, "anyecg-checkpoint", document)
+        write_document(self.pointer, "anyecg-checkpoint", {"file": path.name, "sha256": file_hash(path)})
         for old in self.folder.glob("epoch-*.pt"):
             if old != path:
                 old.unlink()
@@ -133,38 +129,10 @@ class Validation:
         return loss, float(np.mean(values)) if values else float("nan")
 
 
-def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_hash):
-    """Train, and publish the network of the epoch with the lowest validation loss.
-
-    Parameters
-    ----------
-    folder, model_folder : path
-        Where the checkpoint and ``curve.csv`` go; where the finished model goes.
-    index : anyecg.loaders.index.Index
-    config : FinetuneConfig
-    stream : anyecg.loaders.dali.StreamConfig
-    comm : MPI communicator
-        Every rank calls this.
-    stage_hash : str
-        Names config and shards; a checkpoint of another one is not resumed.
-
-    Raises
-    ------
-    ModelError
-        No training pairs, a damaged checkpoint, or a loss that is not finite.
-    """
+def _start_engine(network, config, n_steps, comm, device):
+    """Wrap a network for DeepSpeed; return (engine, optimiser, schedule)."""
     import deepspeed
 
-    if not len(index.pairs_of("train", config.horizon_min)):
-        raise ModelError(f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort]")
-    device = join(comm, folder)
-    network = build_model(config.model, n_leads=len(index.leads), n_targets=len(index.targets), seed=seed)
-    checkpoint = Checkpoint(folder, stage_hash)
-    state = checkpoint.load()
-    order = {"seed": seed, "batch_size": config.batch_size, "split": "train", "horizon_min": config.horizon_min}
-    first_epoch = state["epoch"] if state else 0
-    n_batches = -(-len(index.pairs_of("train", config.horizon_min)) // config.batch_size)
-    n_steps = n_batches * config.epochs
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: learning_rate_factor(step, n_steps=n_steps, warmup_fraction=config.warmup_fraction)
@@ -173,20 +141,52 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
         model=network.to(device), optimizer=optimiser, lr_scheduler=schedule,
         config=_deepspeed_config(config, comm.size, device.type == "cuda"),
     )  # fmt: skip
+    return engine, optimiser, schedule
+
+
+def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_hash):
+    """Train, and publish the network of the epoch with the lowest validation loss.
+
+    Parameters
+    ----------
+    folder, model_folder : path
+        Where the checkpoint goes, in a folder named by ``stage_hash``, so that another config or other shards start
+        anew beside it; where the finished model and ``curve.csv`` go.
+    index : anyecg.loaders.index.Index
+    config : FinetuneConfig
+    stream : anyecg.loaders.dali.StreamConfig
+    comm : MPI communicator
+        Every rank calls this.
+    stage_hash : str
+        Names config and shards.
+
+    Raises
+    ------
+    ModelError
+        No training pairs, a damaged checkpoint, or a loss that is not finite.
+    """
+    n_pairs = len(index.pairs_of("train", config.horizon_min))
+    if not n_pairs:
+        raise ModelError(f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort]")
+    folder = Path(folder) / stage_hash
+    checkpoint = Checkpoint(folder)
+    state = checkpoint.load()
+    device = join(comm, folder)
+    network = build_model(config.model, n_leads=len(index.leads), n_targets=len(index.targets), seed=seed)
+    n_batches = -(-n_pairs // config.batch_size)
+    engine, optimiser, schedule = _start_engine(network, config, n_batches * config.epochs, comm, device)
+    first_epoch, curve, best_loss, best_epoch = 0, [], math.inf, 0
     if state:
         engine.module.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
-    curve = state["curve"] if state else []
-    best_loss, best_epoch = (state["best_loss"], state["best_epoch"]) if state else (math.inf, 0)
-    batches = PairBatches(
-        index, stream, order, comm, first_step=first_epoch * n_batches, device_id=device.index
-    )  # fmt: skip
+        first_epoch, curve, best_loss, best_epoch = (state[k] for k in ("epoch", "curve", "best_loss", "best_epoch"))
+    order = {"seed": seed, "batch_size": config.batch_size, "split": "train", "horizon_min": config.horizon_min}
+    batches = PairBatches(index, stream, order, comm, first_step=first_epoch * n_batches, device_id=device.index)
     validation = Validation(index, config, stream, comm, device)
-    best = Path(folder) / "best.safetensors"
-    n_left = (config.epochs - first_epoch) * len(index.pairs_of("train", config.horizon_min))
+    best = folder / "best.safetensors"
     log.info("ranks=%d device=%s parameters=%d", comm.size, device, sum(p.numel() for p in network.parameters()))
-    with Progress("finetune", n_left, " windows", shown=comm.rank == 0) as progress:
+    with Progress("finetune", (config.epochs - first_epoch) * n_pairs, " windows", shown=comm.rank == 0) as progress:
         for epoch in range(first_epoch, config.epochs):
             rate = schedule.get_last_lr()[0]
             row = _train_epoch(engine, batches, epoch, progress, comm)
@@ -202,7 +202,6 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
                 log.info(" ".join(f"{key}={value:.5g}" for key, value in zip(CURVE, curve[-1], strict=True)))
                 if better:
                     save_weights(best, engine.module)
-                _write_curve(Path(folder) / "curve.csv", curve)
                 checkpoint.save(
                     {
                         "epoch": epoch + 1, "model": engine.module.state_dict(), "optimiser": optimiser.state_dict(),
@@ -210,11 +209,23 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
                         "best_epoch": best_epoch,
                     }
                 )  # fmt: skip
+    batches.reader.close()
     if comm.rank == 0:
         load_weights(best, network)
+        _write_curve(Path(model_folder) / "curve.csv", curve)
         publish(model_folder, network, _card(index, config, seed, curve[best_epoch - 1], network, stage_hash))
     comm.barrier()
     leave(comm, folder)
+
+
+def backward(engine, x_BLT, label_BC, *, n_observed, n_ranks):
+    """Add this rank's share of the global batch to the gradients; return its share of the loss.
+
+    DeepSpeed averages gradients over ranks; the loss is a sum over the global batch, so its division is undone.
+    """
+    loss = masked_bce(engine(x_BLT.to(engine.device)), label_BC.to(engine.device), n_observed=n_observed)
+    engine.backward(loss * n_ranks)
+    return loss.item()
 
 
 def _train_epoch(engine, batches, epoch, progress, comm):
@@ -225,11 +236,8 @@ def _train_epoch(engine, batches, epoch, progress, comm):
         x_BLT, label_BC = batches.next()
         waited += time.monotonic() - asked
         n_observed = batches.n_observed(step)
-        # DeepSpeed averages gradients over ranks; the loss is a sum over the global batch, so undo its division.
-        loss = masked_bce(engine(x_BLT.to(engine.device)), label_BC.to(engine.device), n_observed=n_observed)
-        engine.backward(loss * comm.size)
+        total = comm.allreduce(backward(engine, x_BLT, label_BC, n_observed=n_observed, n_ranks=comm.size))
         engine.step()
-        total = comm.allreduce(loss.item())
         if not math.isfinite(total):
             raise ModelError(f"the loss is {total} at step {step}; lower finetune.learning_rate, or look at the shards")
         n_global = len(batches.pairs(step))

@@ -44,6 +44,7 @@ def load_weights(path, model):
 def publish(folder, model, card):
     """Write a model folder: weights, then ``card.json``, whose presence means that the model is complete."""
     folder = Path(folder)
+    (folder / "card.json").unlink(missing_ok=True)
     save_weights(folder / "model.safetensors", model)
     document = {**card, "weights_sha256": file_hash(folder / "model.safetensors")}
     write_document(folder / "card.json", "anyecg-model", document)
@@ -67,6 +68,15 @@ def read_card(folder):
     return card
 
 
+def check_weights(folder):
+    """Read the card of a published model and refuse weights that are not those it names."""
+    card = read_card(folder)
+    weights = Path(folder) / "model.safetensors"
+    if not weights.is_file() or file_hash(weights) != card["weights_sha256"]:
+        raise ModelError(f"{weights}: missing or not the weights of its card; run 'anyecg finetune' again")
+    return card
+
+
 def open_model(folder):
     """Open a published model in eval mode.
 
@@ -81,10 +91,8 @@ def open_model(folder):
         Missing, damaged, or of another version.
     """
     folder = Path(folder)
-    card = read_card(folder)
+    card = check_weights(folder)
     weights = folder / "model.safetensors"
-    if not weights.is_file() or file_hash(weights) != card["weights_sha256"]:
-        raise ModelError(f"{weights}: missing or not the weights of its card; run 'anyecg finetune' again")
     model = build_model(card["model"], n_leads=len(card["leads"]), n_targets=len(card["targets"]), seed=0)
     load_weights(weights, model)
     return model.eval(), card
@@ -92,9 +100,13 @@ def open_model(folder):
 
 def check_target_table(folder, card, index):
     """Refuse a model made for another target table or another preparation than the shards have."""
-    for key, what in (("target_hash", "target table"), ("preset_hash", "preparation"), ("fs", "sampling rate")):
-        if card[key] != index.head[key]:
+    for key, what in (
+        ("target_hash", "target table"), ("preset_hash", "preparation"), ("fs", "sampling rate"),
+        ("samples", "window length"), ("leads", "leads"),
+    ):  # fmt: skip
+        wanted = list(index.leads) if key == "leads" else index.head[key]
+        if card[key] != wanted:
             raise ModelError(
-                f"{folder}: made for another {what} ({card[key]}) than the shards in {index.folder} "
-                f"({index.head[key]}); run 'anyecg finetune' on these shards"
+                f"{folder}: made for another {what} ({card[key]}) than the shards in {index.folder} ({wanted}); "
+                "run 'anyecg finetune' on these shards"
             )

@@ -1,7 +1,6 @@
 """Scores: one logit vector for each distinct window of a split, or a CSV for any folder of recordings."""
 
 import csv
-import logging
 import math
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import h5py
 import numpy as np
 import torch
 
-from anyecg.kernels.segment import FLAT
+from anyecg.kernels.segment import FLAT, NONFINITE
 from anyecg.loaders.errors import ModelError, RecordError
-from anyecg.loaders.files import FORMATS, check_format, code_version, replacing
+from anyecg.loaders.files import FORMATS, check_format, code_version, replacing, write_quarantine
 from anyecg.loaders.index import Index
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
@@ -21,7 +20,6 @@ from anyecg.loaders.stream import rows_of_rank
 from anyecg.train.batches import WindowBatches
 from anyecg.train.model import check_target_table, open_model
 
-log = logging.getLogger(__name__)
 BATCH = 256
 
 
@@ -92,8 +90,8 @@ def _write_scores(path, windows, logits, index, card, stage_hash):
                 )  # fmt: skip
 
 
-def read_scores(path, index):
-    """Read ``scores.h5``.
+def read_scores(path, index, weights_sha256=None):
+    """Read ``scores.h5``; with ``weights_sha256`` only those of that model.
 
     Returns
     -------
@@ -102,7 +100,7 @@ def read_scores(path, index):
     Raises
     ------
     ModelError
-        Missing, damaged, another version, or made from other shards.
+        Missing, damaged, or made from other shards or by another model.
     """
     path = Path(path)
     if not path.exists():
@@ -114,6 +112,8 @@ def read_scores(path, index):
             check_format(path, "anyecg-scores", *found, ModelError)
             if attributes["index_hash"] != index.hash:
                 raise ModelError(f"{path}: made from other shards than those in {index.folder}; run 'anyecg predict'")
+            if weights_sha256 is not None and attributes["weights_sha256"] != weights_sha256:
+                raise ModelError(f"{path}: made by another model; run 'anyecg predict'")
             return {split: (file[split]["window"][...], file[split]["logit"][...]) for split in file}
     except (OSError, KeyError, ValueError, RuntimeError) as cause:
         raise ModelError(f"{path}: damaged ({cause}); run 'anyecg predict' again") from None
@@ -131,12 +131,13 @@ def score_record(model, card, record):
     Returns
     -------
     (start_W, logit_WC)
-        Window starts in seconds and float32 logits, NaN for flat windows; a short recording is one padded window.
+        Window starts in seconds and float32 logits, NaN for windows that are flat or not finite; a short recording is
+        one padded window.
     """
     config = ShardConfig(preset=card["preset"], fs=card["fs"])
     signal_WT, scale_W, start_W, flags_W, _ = cut_record(record, config, keep_all=True)
     logit_WC = np.full((len(scale_W), len(card["targets"])), np.nan, np.float32)
-    good = (flags_W & FLAT) == 0
+    good = (flags_W & (FLAT | NONFINITE)) == 0
     if good.any():
         x = torch.from_numpy(_standardise(signal_WT[good], scale_W[good]))[:, None]
         with torch.no_grad():
@@ -155,7 +156,8 @@ def predict_files(model_folder, source, out):
         A folder of WFDB records, or one record.
     out : path
         CSV: record, start_s (empty on the record's own row), then one column of probabilities a target. The record's
-        own row has the sigmoid of the mean logit of its windows. An unreadable record keeps its row, without numbers.
+        own row has the sigmoid of the mean logit of its windows. An unreadable record keeps its row, without numbers,
+        and stands with its reason in ``OUT.quarantine.csv``.
 
     Returns
     -------
@@ -177,7 +179,11 @@ def predict_files(model_folder, source, out):
         names, root = [source.name.removesuffix(".hea")], source.parent
     if not names:
         raise RecordError(f"{source}: no record (.hea) below it; give a folder of WFDB records")
-    n_bad = 0
+    out = Path(out)
+    if out.is_dir():
+        raise ModelError(f"{out}: a folder; give the path of the CSV to write")
+    lead = None if card["leads"] == ["first"] else card["leads"][0]
+    bad = []
     with (
         Progress("predict", len(names), " records") as progress,
         replacing(out) as temporary,
@@ -187,12 +193,11 @@ def predict_files(model_folder, source, out):
         writer.writerow(["record", "start_s", *card["targets"]])
         for name in names:
             try:
-                start_W, logit_WC = score_record(model, card, open_record(root / name, root=root))
+                start_W, logit_WC = score_record(model, card, open_record(root / name, lead=lead, root=root))
             except RecordError as cause:
                 if not source.is_dir():
                     raise
-                log.warning("no scores: %s", cause)
-                n_bad += 1
+                bad.append((name, str(cause)))
                 start_W, logit_WC = np.empty(0), np.empty((0, len(card["targets"])), np.float32)
             seen = logit_WC[~np.isnan(logit_WC).any(1)]
             mean_C = seen.mean(0) if len(seen) else np.full(len(card["targets"]), np.nan)
@@ -201,7 +206,9 @@ def predict_files(model_folder, source, out):
                 [name, f"{start:g}", *map(_probability, row)] for start, row in zip(start_W, logit_WC, strict=True)
             )  # fmt: skip
             progress.advance(1)
-    return len(names), n_bad
+    if bad:
+        write_quarantine(out.with_name(f"{out.name}.quarantine.csv"), bad)
+    return len(names), len(bad)
 
 
 def _probability(logit):

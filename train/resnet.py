@@ -41,7 +41,7 @@ class _Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network of 0.6 M parameters: stem of stride 8, three stages of two blocks, mean and max over time.
+    """Residual network of 1.26 M parameters: stem of stride 8, three stages of two blocks, mean and max over time.
 
     Parameters
     ----------

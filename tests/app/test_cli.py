@@ -1,12 +1,15 @@
 """The command line as a user meets it: help, bad input, locks, log files."""
 
 import csv
+import json
 import shutil
 import stat
 
+import h5py
 import pytest
 
 from anyecg.app.cli import CHAIN, EPILOG
+from anyecg.loaders.cohort import open_cohort
 
 from ..conftest import DEMO, anyecg, write_small_config
 
@@ -41,8 +44,9 @@ def labels_without(tmp_path, column):
         (["shard", "config.toml"], "holds no cohort; run 'anyecg cohort'"),
         (["finetune", "config.toml"], "has no index: sharding did not finish"),
         (["predict", "config.toml"], "has no index"),
-        (["evaluate", "config.toml"], "has no index"),
-        (["report", "config.toml"], "holds no cohort"),
+        (["evaluate", "config.toml"], "holds no finished model; run 'anyecg finetune'"),
+        (["report", "config.toml"], "cohort is not done for this config"),
+        (["cohort", "config.toml", "folder=labels.csv"], "labels.csv: not a folder"),
         (["verify", "config.toml"], "has no index"),
         (["predict"], "either a config, or all of --model, --input and --out"),
     ],
@@ -88,11 +92,11 @@ def test_a_second_writer_is_kept_out(tmp_path):
 
 
 def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path):
-    (tmp_path / "thesis.txt").touch()
+    (tmp_path / "config.toml").touch()
     done = anyecg("demo", "--out", tmp_path)
     assert done.returncode == 2
-    assert "not empty and not a run of anyecg" in done.stderr
-    assert (tmp_path / "thesis.txt").exists()
+    assert "not empty and not a run of the demo" in done.stderr
+    assert (tmp_path / "config.toml").exists()
 
 
 def test_outputs_are_readable_by_their_owner_only(small_run):
@@ -110,9 +114,60 @@ def test_every_stage_leaves_its_config_and_a_plain_log(small_run):
         assert "\r" not in text
 
 
-def test_logs_and_results_name_no_patient(small_run):
-    for path in [*small_run.glob("log/*"), *small_run.glob("results.*"), *small_run.glob("report.html")]:
-        assert "A0" not in path.read_text().replace("A0000", "")
+def test_logs_and_results_name_no_record(small_run):
+    names = open_cohort(small_run / "cohort").records["path"].to_list()
+    for path in [*small_run.glob("log/*"), *small_run.glob("results.*"), small_run / "report.html"]:
+        text = path.read_text()
+        assert not [name for name in names if name in text], path
+
+
+@pytest.mark.parametrize(
+    ("lost", "stage"),
+    [
+        ("cohort/draws.parquet", "cohort"), ("shards/index-pair_draw.npy", "shard"), ("shards/shard-00001.h5", "shard"),
+        ("model/model.safetensors", "finetune"), ("model/curve.csv", "finetune"), ("scores.h5", "predict"),
+        ("results.csv", "evaluate"),
+    ],
+)  # fmt: skip
+def test_lost_output_is_made_again_and_is_the_same(small_run, tmp_path, lost, stage):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / lost).unlink()
+    done = anyecg("run", run / "config.toml", f"folder={run}")
+    assert done.returncode == 0, done.stderr
+    assert f"{stage}: done in" in done.stdout
+    assert (run / "results.csv").read_bytes() == (small_run / "results.csv").read_bytes()
+    if lost != "scores.h5" and "curve" not in lost:
+        assert (run / lost).read_bytes() == (small_run / lost).read_bytes()
+
+
+def test_a_stage_refuses_to_build_on_another_config(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    done = anyecg("evaluate", run / "config.toml", f"folder={run}", "finetune.epochs=7")
+    assert done.returncode == 2
+    assert "finetune is not done for this config" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["cohort/cohort.json", "shards/index.json", "model/card.json"])
+def test_output_of_another_version_is_named_not_overwritten(small_run, tmp_path, name):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    document = json.loads((run / name).read_text())
+    (run / name).write_text(json.dumps({**document, "version": 99}))
+    done = anyecg("run", run / "config.toml", f"folder={run}")
+    assert done.returncode == 2
+    assert f"upgrade needed: {document['format']} version 99" in done.stderr
+    assert json.loads((run / name).read_text())["version"] == 99
+
+
+def test_a_shard_of_another_version_is_named_not_overwritten(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "shards/index.json").unlink()
+    with h5py.File(run / "shards/shard-00000.h5", "r+") as file:
+        file.attrs["version"] = 99
+    done = anyecg("shard", run / "config.toml", f"folder={run}")
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("anyecg shard: "))
+    assert "shard-00000.h5: upgrade needed: anyecg-shard version 99, this code reads version 1; remove it" in line
+    assert "Abort" not in done.stderr
 
 
 def test_verify_passes_whole_shards_and_names_damaged_ones(small_run, tmp_path):

@@ -19,6 +19,12 @@ def test_resample_agrees_with_scipy(fs_in, dtype):
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_rates_and_samples_may_be_numpy_numbers():
+    signal = np.random.default_rng(2).standard_normal(300)
+    found = resample(signal, fs_in=np.float64(300), fs_out=np.int64(500))
+    np.testing.assert_array_equal(found, resample(signal.astype(np.float32), fs_in=300, fs_out=500))
+
+
 @pytest.mark.parametrize("length", [1, 2, 17])
 def test_a_signal_shorter_than_the_filter_is_resampled_too(length):
     signal = np.arange(1, length + 1, dtype=np.float32)

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyecg.loaders.cohort import Cohort, CohortConfig, build_cohort, open_cohort, split_patients, write_cohort
-from anyecg.loaders.errors import CohortError
+from anyecg.loaders.errors import CohortError, UpgradeNeeded
 
 from ..conftest import DEMO
 
@@ -71,6 +72,8 @@ def test_keys_name_nobody(tmp_path):
     [
         (("record", "subject", "af"), ("A00009", "p", 1), "column 'patient' is missing; found record, subject, af"),
         (("record", "patient"), ("A00009", "p"), "no target"),
+        (("record", "patient", "time"), ("A00009", "p", 1), "'time' cannot be a target's name"),
+        (("record", "patient", "af", " af"), ("A00009", "p", 1, 1), "two columns have one name"),
         (("record", "patient", "af"), ("A00009", "p", 2), "line 2: af is '2'; wanted 1, 0, -1 or empty"),
         (("record", "patient", "af"), ("A00009", "", 1), "line 2: 'patient' is empty"),
     ],
@@ -78,6 +81,27 @@ def test_keys_name_nobody(tmp_path):
 def test_wrong_labels_are_named(tmp_path, head, row, said):
     with pytest.raises(CohortError, match=said):
         build_cohort(labels(tmp_path, row, head=head), seed=0)
+
+
+def test_columns_may_come_in_any_order(tmp_path):
+    cohort = build_cohort(labels(tmp_path, (1, "A00009", 0, "p"), head=("af", "record", "noise", "patient")), seed=0)
+    assert cohort.draws.select("af", "noise").rows() == [(1, 0)]
+
+
+def test_another_recording_under_the_same_name_makes_another_cohort(tmp_path):
+    config = labels(tmp_path, ("A00009", "p", 1))
+    records = tmp_path / "records"
+    records.mkdir()
+    for suffix in (".hea", ".mat"):
+        shutil.copy(DEMO / "records" / f"A00009{suffix}", records)
+    config = config.model_copy(update={"path": str(records)})
+    before = build_cohort(config, seed=0).records["digest"].to_list()
+    with (records / "A00009.hea").open("a") as file:
+        file.write("# corrected\n")
+    assert build_cohort(config, seed=0).records["digest"].to_list() == before
+    with (records / "A00009.mat").open("ab") as file:
+        file.write(b"12")
+    assert build_cohort(config, seed=0).records["digest"].to_list() != before
 
 
 def test_an_empty_cohort_is_refused(tmp_path):
@@ -109,5 +133,5 @@ def test_changed_and_other_versions_are_refused(tmp_path):
         open_cohort(tmp_path)
     document = json.loads((tmp_path / "cohort.json").read_text())
     (tmp_path / "cohort.json").write_text(json.dumps({**document, "version": 99}))
-    with pytest.raises(CohortError, match="upgrade needed: anyecg-cohort version 99"):
+    with pytest.raises(UpgradeNeeded, match="upgrade needed: anyecg-cohort version 99"):
         open_cohort(tmp_path)

@@ -8,9 +8,9 @@ import pytest
 import wfdb
 from scipy.signal import resample_poly
 
-from anyecg.kernels.segment import DROPPED, FLAT, HUGE, PADDED
+from anyecg.kernels.segment import DROPPED, FLAT, HUGE, NONFINITE, PADDED
 from anyecg.loaders.cohort import open_cohort
-from anyecg.loaders.errors import RecordError, ShardError
+from anyecg.loaders.errors import RecordError, ShardError, UpgradeNeeded
 from anyecg.loaders.index import open_index, verify
 from anyecg.loaders.records import Record, open_record
 from anyecg.loaders.shards import SETS, ShardConfig, cut_record, describe_shard
@@ -26,7 +26,7 @@ def shards(small_run, tmp_path):
 
 
 def memory_record(mv, fs=500):
-    return Record("r", fs, len(mv), ("II",), None, None, lambda start, stop: np.asarray(mv, np.float32)[start:stop])
+    return Record("r", fs, len(mv), ("II",), None, lambda start, stop: np.asarray(mv, np.float32)[start:stop])
 
 
 def test_one_ecg_can_be_followed_from_its_file_to_its_window_pair_and_label(small_run, small_index):
@@ -62,12 +62,38 @@ def test_one_ecg_can_be_followed_from_its_file_to_its_window_pair_and_label(smal
     pytest.fail(f"{name} is in no shard")
 
 
-def test_in_equals_kept_plus_dropped(small_run, small_index):
-    counts = small_index.head["counts"]
-    dropped = sum(n for what, n in counts.items() if what.startswith("records dropped"))
-    assert counts["records"] == counts["records kept"] + dropped == 60
-    lost = sum(n for what, n in counts.items() if what.startswith("windows dropped"))
-    assert counts["windows cut"] == counts["windows kept"] + lost == counts["windows"] + lost
+def test_in_equals_kept_plus_dropped_with_every_fault(tmp_path):
+    rng = np.random.default_rng(9)
+    records = tmp_path / "records"
+    records.mkdir()
+    noise = rng.standard_normal(9000).astype(np.float64)
+    gap, flat, huge = noise.copy(), noise.copy(), noise.copy()
+    gap[2000:2100], flat[:3000], huge[8000] = np.nan, 0.1, 25
+    signals = {"good": noise, "gap": gap, "flat": flat, "huge": huge, "short": noise[:2000], "lost": noise}
+    signals["dead"] = np.zeros(9000)
+    for name, signal in signals.items():
+        wfdb.wrsamp(
+            name, 300, ["mV"], ["I"], signal[:, None], fmt=["16"], adc_gain=[1000], baseline=[0], write_dir=str(records)
+        )
+    (records / "lost.dat").unlink()
+    (tmp_path / "labels.csv").write_text("record,patient,t\n" + "".join(f"{name},{name},1\n" for name in signals))
+    (tmp_path / "c.toml").write_text(
+        'folder = "run"\n[cohort]\npath = "records"\nlabels = "labels.csv"\ntest_fraction = 0.3\n'
+        "[shard]\nmax_bad_fraction = 0.5\nranks = 1\n"
+    )
+    assert anyecg("cohort", tmp_path / "c.toml").returncode == 0
+    done = anyecg("shard", tmp_path / "c.toml")
+    assert done.returncode == 0, done.stderr
+    counts = open_index(tmp_path / "run/shards").head["counts"]
+    flags = {what: counts.pop(what) for what in list(counts) if what.startswith("windows kept but")}
+    assert counts == {
+        "records": 7, "records kept": 4, "records dropped: unreadable": 1, "records dropped: shorter than a window": 1,
+        "records dropped: every window dropped": 1, "windows cut": 15, "windows kept": 9, "windows dropped: flat": 4,
+        "windows dropped: over 20 mV": 1, "windows dropped: not finite": 1, "windows": 9, "draws": 7, "visits": 7,
+        "pairs": 9,
+    }  # fmt: skip
+    assert set(flags) <= {"windows kept but flagged: over 4 mV", "windows kept but flagged: no beat found"}
+    assert len((tmp_path / "run/shards/quarantine.csv").read_text().splitlines()) == 1 + 3
 
 
 def test_shards_are_the_same_bytes_on_any_number_of_ranks(small_run, tmp_path):
@@ -123,11 +149,7 @@ def _edit(shards, change):
     [
         (lambda f: f.attrs.modify("version", 99), "upgrade needed: anyecg-shard version 99"),
         (lambda f: f.attrs.modify("format", "other"), "not a anyecg-shard file"),
-        (lambda f: f.__delitem__("pairs/draw"), "damaged"),
-        (
-            lambda f: (f.__delitem__("draws/time"), f.__setitem__("draws/time", h5py.ExternalLink("x.h5", "/y"))),
-            "damaged|refuse",
-        ),
+        (lambda f: f.__delitem__("pairs/draw"), "is missing"),
         (lambda f: (f.__delitem__("draws/time"), f.create_dataset("draws/time", (3,), "i8")), "other filters"),
         (
             lambda f: (
@@ -140,14 +162,27 @@ def _edit(shards, change):
 )
 def test_a_shard_of_another_make_is_refused(shards, change, said):
     path = _edit(shards, change)
-    with pytest.raises(ShardError, match=said):
+    with pytest.raises((ShardError, UpgradeNeeded), match=said):
+        describe_shard(path)
+
+
+@pytest.mark.parametrize("name", ["draws/time", "draws"])
+def test_a_link_into_another_file_is_not_followed(shards, name):
+    shutil.copy(shards / "shard-00001.h5", shards / "other.h5")
+
+    def change(file):
+        del file[name]
+        file[name] = h5py.ExternalLink(str(shards / "other.h5"), f"/{name}")
+
+    path = _edit(shards, change)
+    with pytest.raises(ShardError, match="linked from elsewhere"):
         describe_shard(path)
 
 
 def test_an_index_of_another_version_is_refused_by_name(shards):
     document = json.loads((shards / "index.json").read_text())
     (shards / "index.json").write_text(json.dumps({**document, "version": 2}))
-    with pytest.raises(ShardError, match="upgrade needed: anyecg-index version 2, this code reads version 1"):
+    with pytest.raises(UpgradeNeeded, match="upgrade needed: anyecg-index version 2, this code reads version 1"):
         open_index(shards)
 
 
@@ -176,12 +211,29 @@ def test_faulty_windows_are_dropped_by_reason_and_kept_for_prediction():
     mv[10_000] = 30
     mv[15_000:15_100] = np.nan
     *_, start_W, _, counts = cut_record(memory_record(mv), ShardConfig())
-    assert start_W.tolist() == [0, 30.2]
-    # The gap of 0.2 s splits the record at 30 s; the rest of 19.8 s holds one window, the faulty middle two.
-    assert counts == {"windows cut": 4, "windows kept": 2, "windows dropped: flat": 1, "windows dropped: over 20 mV": 1}
-    *_, start_W, flags_W, _ = cut_record(memory_record(mv), ShardConfig(), keep_all=True)
-    assert len(start_W) == 4
-    assert [int(flags & DROPPED) for flags in flags_W] == [0, FLAT, HUGE, 0]
+    assert start_W.tolist() == [0, 40]
+    assert counts == {
+        "windows cut": 5, "windows kept": 2, "windows dropped: flat": 1, "windows dropped: over 20 mV": 1,
+        "windows dropped: not finite": 1,
+    }  # fmt: skip
+    signal_WT, _, start_W, flags_W, _ = cut_record(memory_record(mv), ShardConfig(), keep_all=True)
+    assert start_W.tolist() == [0, 10, 20, 30, 40]
+    assert [int(flags & DROPPED) for flags in flags_W] == [0, FLAT, HUGE, NONFINITE, 0]
+    assert [bool(row.any()) for row in signal_WT] == [True, False, True, False, True]
+
+
+def test_a_long_gap_changes_no_window_that_it_does_not_touch():
+    mv = np.random.default_rng(8).standard_normal(30_000)
+    torn = mv.copy()
+    torn[12_000:13_000] = np.nan
+    (whole, _, _, _, _), (parts, _, starts, _, _) = (cut_record(memory_record(x), ShardConfig()) for x in (mv, torn))
+    assert starts.tolist() == [0, 10, 30, 40, 50]
+    np.testing.assert_array_equal(parts, whole[[0, 1, 3, 4, 5]])
+
+
+def test_a_rate_without_a_rational_ratio_is_a_bad_record_not_the_end():
+    with pytest.raises(RecordError, match="needs factors above"):
+        cut_record(memory_record(np.random.default_rng(1).standard_normal(6000), fs=499.9997), ShardConfig())
 
 
 def test_a_short_recording_is_dropped_or_padded():
@@ -198,9 +250,9 @@ def test_bad_records_go_to_the_quarantine_and_past_the_limit_the_run_stops(tmp_p
     config = write_small_config(tmp_path, 30)
     records = tmp_path / "records"
     shutil.copytree(DEMO / "records", records, copy_function=shutil.copy)
-    assert anyecg("cohort", config, f"cohort.path={records}").returncode == 0
-    name = open_cohort(tmp_path / "run/cohort").records["path"][3]
+    name = (tmp_path / "labels.csv").read_text().splitlines()[4].split(",")[0]
     (records / f"{name}.mat").write_bytes(b"short")
+    assert anyecg("cohort", config, f"cohort.path={records}").returncode == 0
     done = anyecg("shard", config, f"cohort.path={records}", "shard.ranks=1")
     assert done.returncode == 0, done.stderr
     assert name in (tmp_path / "run/shards/quarantine.csv").read_text()

@@ -1,12 +1,15 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from anyecg.loaders.errors import ModelError
+from anyecg.loaders.errors import ModelError, UpgradeNeeded
+from anyecg.slurm.launch import find_mpirun
 from anyecg.train.finetune import CURVE, Checkpoint, learning_rate_factor
 from anyecg.train.loss import masked_bce
 from anyecg.train.model import build_model, open_model
@@ -16,7 +19,7 @@ from ..conftest import anyecg, on_ranks, write_small_config
 
 
 def curve(folder):
-    with (folder / "checkpoint" / "curve.csv").open(newline="") as file:
+    with (folder / "model" / "curve.csv").open(newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -28,7 +31,9 @@ def shards_only(small_run, tmp_path_factory):
         folder = tmp_path_factory.mktemp("finetune")
         for name in ("cohort", "shards"):
             shutil.copytree(small_run / name, folder / "run" / name)
-        return write_small_config(folder), folder / "run"
+        config = write_small_config(folder)
+        assert anyecg("cohort", config).returncode == 0
+        return config, folder / "run"
 
     return make
 
@@ -54,6 +59,56 @@ def test_world_size_does_not_change_the_training_but_for_rounding(small_run, sha
         assert alone["val_loss"] == pytest.approx(together["val_loss"], rel=5e-3)
 
 
+STEP = """
+import sys
+import numpy as np, torch
+from mpi4py import MPI
+from anyecg.train.distributed import join, leave
+comm = MPI.COMM_WORLD
+device = join(comm, sys.argv[1])
+import deepspeed
+from anyecg.loaders.stream import rows_of_rank
+from anyecg.train.finetune import backward
+torch.manual_seed(1)
+network = torch.nn.Linear(5, 3)
+before = network.weight.detach().clone()
+engine, *_ = deepspeed.initialize(
+    model=network, optimizer=torch.optim.SGD(network.parameters(), 1.0),
+    config={"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 0}},
+)
+rng = np.random.default_rng(2)
+x, label = torch.tensor(rng.standard_normal((7, 5)), dtype=torch.float32), torch.tensor(rng.integers(-1, 2, (7, 3)))
+rows = rows_of_rank(np.arange(7), comm.rank, comm.size)
+share = backward(engine, x[rows], label[rows], n_observed=int((label >= 0).sum()), n_ranks=comm.size)
+engine.step()
+loss = comm.allreduce(share)
+if comm.rank == 0:
+    print("RESULT", loss, *(before - network.weight.detach()).ravel().tolist())
+leave(comm, sys.argv[1])
+"""
+
+
+def test_one_two_and_three_ranks_give_the_gradient_of_the_whole_batch(tmp_path):
+    (tmp_path / "step.py").write_text(STEP)
+    found = []
+    for n_ranks in (1, 2, 3):
+        command = [find_mpirun(), "-n", str(n_ranks), sys.executable, str(tmp_path / "step.py"), str(tmp_path)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=300, stdin=subprocess.DEVNULL
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+        assert lines, done.stderr
+        found.append([float(number) for number in lines[0].split()[1:]])
+    torch.manual_seed(1)
+    network = torch.nn.Linear(5, 3)
+    rng = np.random.default_rng(2)
+    x, label = torch.tensor(rng.standard_normal((7, 5)), dtype=torch.float32), torch.tensor(rng.integers(-1, 2, (7, 3)))
+    loss = masked_bce(network(x), label)
+    loss.backward()
+    for numbers in found:
+        np.testing.assert_allclose(numbers, [loss.item(), *network.weight.grad.ravel().tolist()], atol=1e-5)
+
+
 def test_a_killed_run_continues_at_its_last_epoch_and_ends_the_same(small_run, shards_only):
     config, run = shards_only()
     whole = anyecg("finetune", config, "finetune.epochs=3")
@@ -63,7 +118,8 @@ def test_a_killed_run_continues_at_its_last_epoch_and_ends_the_same(small_run, s
     again, resumed = shards_only()
     stop = anyecg("finetune", again, "finetune.epochs=3", env=_stopping_after(2))
     assert stop.returncode != 0
-    assert json.loads((resumed / "checkpoint/pointer.json").read_text())["file"] == "epoch-0002.pt"
+    (pointer,) = resumed.glob("checkpoint/*/pointer.json")
+    assert json.loads(pointer.read_text())["file"] == "epoch-0002.pt"
     assert not (resumed / "model/card.json").exists()
     done = anyecg("finetune", again, "finetune.epochs=3")
     assert done.returncode == 0, done.stderr
@@ -101,16 +157,15 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 
 
 def test_a_checkpoint_of_another_version_or_a_damaged_one_is_refused(tmp_path):
-    checkpoint = Checkpoint(tmp_path, "h")
+    checkpoint = Checkpoint(tmp_path)
     assert checkpoint.load() is None
     checkpoint.save({"epoch": 1, "model": {"w": torch.ones(2)}})
     checkpoint.save({"epoch": 2, "model": {"w": torch.ones(2)}})
     assert [path.name for path in tmp_path.glob("*.pt")] == ["epoch-0002.pt"]
     assert checkpoint.load()["epoch"] == 2
-    assert Checkpoint(tmp_path, "other").load() is None
     pointer = json.loads((tmp_path / "pointer.json").read_text())
     (tmp_path / "pointer.json").write_text(json.dumps({**pointer, "version": 7}))
-    with pytest.raises(ModelError, match="upgrade needed: anyecg-checkpoint version 7"):
+    with pytest.raises(UpgradeNeeded, match="upgrade needed: anyecg-checkpoint version 7"):
         checkpoint.load()
     (tmp_path / "pointer.json").write_text(json.dumps(pointer))
     (tmp_path / "epoch-0002.pt").write_bytes(b"cut")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anyecg.loaders.cohort import open_cohort
-from anyecg.loaders.errors import ModelError
+from anyecg.loaders.errors import ModelError, RecordError, UpgradeNeeded
 from anyecg.train.model import check_target_table, open_model
 from anyecg.train.predict import predict_files, read_scores
 
@@ -34,6 +34,7 @@ def file_scores(small_run, tmp_path_factory):
         (source / f"{name}.dat").write_bytes(counts.astype("<i2").tobytes())
     n_records, n_bad = predict_files(small_run / "model", source, folder / "scores.csv")
     assert (n_records, n_bad) == (6, 1)
+    assert (folder / "scores.csv.quarantine.csv").read_text().splitlines()[1].startswith("broken,")
     return rows_of(folder / "scores.csv")
 
 
@@ -88,13 +89,26 @@ def test_unreadable_and_flat_records_have_no_numbers_and_short_ones_have(file_sc
     assert [row["noise"] for row in file_scores if row["record"] == "flat"] == ["", ""]
 
 
+def test_the_lead_of_the_card_is_the_one_that_is_scored(small_run, tmp_path):
+    model = shutil.copytree(small_run / "model", tmp_path / "model")
+    card = json.loads((model / "card.json").read_text())
+    (model / "card.json").write_text(json.dumps({**card, "leads": ["II"]}))
+    with pytest.raises(RecordError, match="lead 'II' is missing; found ECG"):
+        predict_files(model, DEMO / "records" / "A00009.hea", tmp_path / "out.csv")
+
+
+def test_a_folder_as_output_is_refused_before_any_work(small_run, tmp_path):
+    with pytest.raises(ModelError, match="a folder; give the path of the CSV"):
+        predict_files(small_run / "model", DEMO / "records" / "A00009.hea", tmp_path)
+
+
 def test_scores_of_other_shards_or_versions_are_refused(small_run, small_index, tmp_path):
     path = shutil.copy(small_run / "scores.h5", tmp_path / "scores.h5")
     for key, value, said in (("index_hash", "other", "other shards"), ("version", 9, "upgrade needed: anyecg-scores")):
         with h5py.File(path, "r+") as file:
             before = file.attrs[key]
             file.attrs[key] = value
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises((ModelError, UpgradeNeeded), match=said):
             read_scores(path, small_index)
         with h5py.File(path, "r+") as file:
             file.attrs[key] = before
