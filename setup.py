@@ -17,6 +17,7 @@ setup(
     packages=[f"anyecg.{room}" for room in ROOMS],
     package_dir={f"anyecg.{room}": room for room in ROOMS},
     package_data={
+        "anyecg.loaders": ["targets108.csv"],
         "anyecg.app": [
             "report.html.j2",
             "demo/*.toml",
@@ -24,7 +25,7 @@ setup(
             "demo/*.md",
             "demo/records/*.hea",
             "demo/records/*.mat",
-        ]
+        ],
     },
     install_requires=[
         "deepspeed>=0.19.8,<0.20",

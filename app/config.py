@@ -32,7 +32,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-PATHS = (("folder",), ("cohort", "path"), ("cohort", "labels"))
+PATHS = (("folder",), ("cohort", "path"), ("cohort", "labels"), ("cohort", "targets"))
 
 
 def known_keys():

@@ -88,10 +88,13 @@ def _found_evaluate(config):
 
 
 def _wanted_cohort(config):
-    labels = Path(config.cohort.labels)
-    if not labels.is_file():
-        raise CohortError(f"{labels}: no such file; give the CSV of labels as 'labels' in [cohort]")
-    return digest([config.cohort.identity(), config.seed, file_hash(labels), listing(config.cohort.path)])
+    tables = [config.cohort.targets]
+    if config.cohort.kind == "folder":
+        tables.append(config.cohort.labels)
+        if not Path(config.cohort.labels).is_file():
+            raise CohortError(f"{config.cohort.labels}: no such file; give the CSV of labels as 'labels' in [cohort]")
+    hashes = [file_hash(path) for path in tables if Path(path).is_file()]
+    return digest([config.cohort.identity(), config.seed, hashes, listing(config.cohort.path)])
 
 
 def _run_cohort(config, comm, stage_hash):
@@ -104,14 +107,16 @@ def _run_cohort(config, comm, stage_hash):
 
 
 def _wanted_shard(config):
-    return digest([open_cohort(_folder(config, "cohort")).hash, config.shard.identity("ranks")])
+    return digest([open_cohort(_folder(config, "cohort")).hash, config.shard.identity("ranks"), config.seed])
 
 
 def _run_shard(config, comm, stage_hash):
     from anyecg.loaders.shards import write_shards
 
     folder = _folder(config, "shards")
-    write_shards(folder, open_cohort(_folder(config, "cohort")), config.shard, comm, stage_hash=stage_hash)
+    write_shards(
+        folder, open_cohort(_folder(config, "cohort")), config.shard, comm, seed=config.seed, stage_hash=stage_hash
+    )
     if comm.rank == 0:
         write_config(folder, config)
 

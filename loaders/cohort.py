@@ -1,7 +1,7 @@
 """What any data source becomes: patients, visits, records and draws, each patient in one split."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,17 +18,31 @@ RECORD_SCHEMA = {
     "visit_row": pl.Int32, "path": pl.String, "fs": pl.Float64, "start": pl.Int64, "n_samples": pl.Int64,
     "digest": pl.String,
 }  # fmt: skip
-TABLES = ("visits", "records", "draws", "quarantine")
+TABLES = ("visits", "records", "draws", "side", "quarantine")
 
 
 class CohortConfig(Section):
     """Where the recordings and their labels come from, and how patients are split."""
 
-    kind: Literal["folder"] = Field("folder", description="folder: any folder of WFDB records and a CSV of labels")
+    kind: Literal["folder", "mcmed"] = Field(
+        "folder", description="folder: WFDB records and a CSV of labels; mcmed: the layout of MC-MED 1.0.1"
+    )
     path: str = Field("", description="folder of the recordings; relative to the config file")
-    labels: str = Field("", description="CSV: record, patient, then one column a target with 1, 0, -1 or empty")
-    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of the patients for validation")
-    test_fraction: float = Field(0.2, ge=0, lt=1, description="share of the patients for the test")
+    labels: str = Field("", description="folder: CSV of record, patient, then one column a target: 1, 0, -1 or empty")
+    targets: str = Field("", description="mcmed: target table (component, direction, limit, unit); empty: paper's 108")
+    limits: Literal["table", "file"] = Field(
+        "table", description="mcmed: limits of the target table, or of labs.csv itself (Component_nml_low, _high)"
+    )
+    units: Literal["refuse", "ignore"] = Field(
+        "refuse", description="mcmed: refuse results whose unit is not the target table's, or ignore units"
+    )
+    anchor: Literal["order", "result"] = Field("order", description="mcmed: time of a draw: its order or its result")
+    lag_minutes: float = Field(0.0, ge=0, le=1440, description="mcmed: a draw is this long before its anchor")
+    split: Literal["patient", "visit", "random", "chrono"] = Field(
+        "patient", description="mcmed: by patient, by visit (the paper's; patients overlap), or MC-MED's own lists"
+    )
+    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of the patients (visits) for validation")
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="share of the patients (visits) for the test")
 
     @model_validator(mode="after")
     def _some_train(self):
@@ -48,10 +62,14 @@ class Cohort:
         sex (0 female, 1 male, -1 unknown)
     records : visit_row, path below ``root``, fs in Hz, start in microseconds, n_samples, digest of the header and the
         signal file's size
-    draws : visit_row, time in microseconds, then one int8 column a target (1 abnormal, 0 not, -1 not measured)
+    draws : visit_row, time in microseconds, one int8 column a target (1 abnormal, 0 not, -1 not measured), and one
+        float32 column "value:COMPONENT" each (NaN not measured or not exact)
+    side : race, ethnicity and triage vitals of the visits, where the source has them
     quarantine : record and reason, one row for each record left out
     flow : list of (what, count), from what was found to what is kept
     root : folder of the records
+    pairing : "all" (each window of a visit with its draw) or "horizon" (windows around the draw)
+    may_overlap : split by visit, so that patients may stand in two splits
     """
 
     targets: tuple
@@ -61,7 +79,16 @@ class Cohort:
     quarantine: pl.DataFrame
     flow: list
     root: Path
+    components: tuple = ()
+    side: pl.DataFrame = field(default_factory=pl.DataFrame)
+    pairing: str = "all"
+    may_overlap: bool = False
     hash: str = ""
+
+    @property
+    def n_overlapping(self):
+        """Patients who stand in more than one split."""
+        return self.visits.group_by("patient").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1).height
 
 
 def pseudonym(seed, kind, name):
@@ -92,20 +119,14 @@ def split_patients(patient_keys, *, seed, val_fraction, test_fraction):
     return split[row]
 
 
-def check_disjoint(visits):
-    """Refuse a cohort in which a patient stands in two splits."""
-    n_mixed = visits.group_by("patient").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1).height
-    if n_mixed:
-        raise CohortError(
-            f"{n_mixed} patients stand in two splits; split by patient, or correct the lists of the splits"
-        )
-
-
 def write_cohort(folder, cohort, stage_hash):
     """Write the tables, then ``cohort.json``, whose presence means that the cohort is complete."""
     if not cohort.records.height:
         raise CohortError(f"the cohort is empty: {describe_flow(cohort.flow)}; check path and labels in [cohort]")
-    check_disjoint(cohort.visits)
+    if cohort.n_overlapping and not cohort.may_overlap:
+        raise CohortError(
+            f"{cohort.n_overlapping} patients stand in two splits; split by patient, or correct the lists of the splits"
+        )
     folder = Path(folder)
     for name in TABLES:
         with replacing(folder / f"{name}.parquet") as temporary:
@@ -113,11 +134,12 @@ def write_cohort(folder, cohort, stage_hash):
     hashes = {name: file_hash(folder / f"{name}.parquet") for name in TABLES}
     document = {
         "stage_hash": stage_hash,
-        "targets": cohort.targets,
+        **{name: getattr(cohort, name) for name in ("targets", "components", "pairing", "may_overlap")},
+        "patients_in_two_splits": cohort.n_overlapping,
         "flow": cohort.flow,
         "root": str(cohort.root),
         "tables": hashes,
-        "hash": digest([cohort.targets, hashes]),
+        "hash": digest([cohort.targets, cohort.components, cohort.pairing, hashes]),
     }
     write_document(folder / "cohort.json", "anyecg-cohort", document)
 
@@ -142,7 +164,8 @@ def open_cohort(folder):
             raise CohortError(f"{path} is missing or changed since it was written; run 'anyecg cohort' again")
         tables[name] = pl.read_parquet(path)
     return Cohort(
-        targets=tuple(document["targets"]), flow=[tuple(step) for step in document["flow"]],
+        targets=tuple(document["targets"]), components=tuple(document["components"]), pairing=document["pairing"],
+        may_overlap=document["may_overlap"], flow=[tuple(step) for step in document["flow"]],
         root=Path(document["root"]), hash=document["hash"], **tables,
     )  # fmt: skip
 
@@ -154,6 +177,10 @@ def describe_flow(flow):
 
 def build_cohort(config, *, seed):
     """Build the cohort that ``[cohort]`` asks for, from any kind of source."""
+    if config.kind == "mcmed":
+        from anyecg.loaders.mcmed import mcmed_cohort
+
+        return mcmed_cohort(config, seed=seed)
     from anyecg.loaders.folder import folder_cohort
 
     return folder_cohort(config, seed=seed)

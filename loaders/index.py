@@ -1,6 +1,7 @@
 """The index of a folder of shards: written last, so its presence means complete; its tables are memory-mapped."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document
+
+log = logging.getLogger(__name__)
 
 # Each table joins one set of all shards, row numbers made to count through the shards; dtype as stored.
 TABLES = {
@@ -101,7 +104,7 @@ def _joined(folder, described):
     return tables
 
 
-def write_index(folder, described, head):
+def write_index(folder, described, head, *, may_overlap=False):
     """Write the tables of all shards, then ``index.json``.
 
     Parameters
@@ -114,13 +117,19 @@ def write_index(folder, described, head):
     Raises
     ------
     ShardError
-        A patient stands in two splits.
+        A patient stands in two splits, unless ``may_overlap`` (split by visit).
     """
     folder = Path(folder)
     tables = _joined(folder, described)
     patient_split = np.unique(np.stack([tables["visit_patient"].view(np.int64), tables["visit_split"]]), axis=1)
-    if len(np.unique(patient_split[0])) < patient_split.shape[1]:
-        raise ShardError("patients stand in two splits; split by patient, then run 'anyecg cohort' and 'anyecg shard'")
+    patients, n_splits = np.unique(patient_split[0], return_counts=True)
+    n_overlapping = int((n_splits > 1).sum())
+    if n_overlapping and not may_overlap:
+        raise ShardError(
+            f"{n_overlapping} patients stand in two splits; split by patient, then run 'anyecg run' again"
+        )
+    if n_overlapping:
+        log.warning("patients_in_two_splits=%d of=%d: split by visit", n_overlapping, len(patients))
     hashes = {}
     for name, table in tables.items():
         path = folder / f"index-{name}.npy"
@@ -131,7 +140,7 @@ def write_index(folder, described, head):
     shards = [{key: shard[key] for key in keys} for shard in described]
     document = {
         **head,
-        "patients_in_two_splits": 0,
+        "patients_in_two_splits": n_overlapping,
         "shards": shards,
         "tables": hashes,
         "hash": digest([head["preset_hash"], head["target_hash"], hashes, [shard["sha256"] for shard in shards]]),

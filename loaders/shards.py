@@ -5,7 +5,9 @@ import json
 import logging
 import zlib
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -29,7 +31,8 @@ from anyecg.kernels.segment import (
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import AnyECGError, RecordError, ShardError
 from anyecg.loaders.files import FORMATS, check_format, code_version, digest, file_hash, replacing, write_quarantine
-from anyecg.loaders.index import write_index
+from anyecg.loaders.index import HORIZON_BIT, write_index
+from anyecg.loaders.pairs import pair_windows
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.records import open_record
@@ -71,6 +74,11 @@ class ShardConfig(Section):
     fs: int = Field(500, ge=101, le=10_000, description="sampling rate of the stored windows in Hz")
     lead: str = Field("", description="name of the lead to take; empty for the first")
     pad_short: bool = Field(False, description="zero-pad recordings shorter than a window instead of dropping them")
+    train_horizon_min: Literal[60, 30, 15] = Field(
+        60, description="horizon whose windows the train split stores, in minutes; val and test store all three"
+    )
+    windows_per_draw: int = Field(200, ge=1, description="windows sampled per draw and horizon, at most")
+    before_only: bool = Field(False, description="take only windows that end before the draw")
     windows_per_shard: int = Field(50_000, ge=1, description="about how many windows a shard holds (10 kB each)")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more than this share of records is bad")
     ranks: int = Field(2, ge=1, description="MPI ranks that shard, started on this machine")
@@ -85,6 +93,8 @@ def plan(cohort, config):
     shards = []
     for split in range(len(SPLITS)):
         rows = np.flatnonzero(splits == split)
+        if not len(rows):
+            continue
         rows = rows[np.argsort(keys[rows], kind="stable")]
         n_before = np.concatenate([[0], np.cumsum(seconds[rows] // SECONDS)[:-1]])
         shard_of = n_before // config.windows_per_shard
@@ -92,118 +102,221 @@ def plan(cohort, config):
     return shards
 
 
-def cut_record(record, config, *, keep_all=False):
-    """Cut one recording into stored windows, on one grid from its start.
+@dataclass(frozen=True)
+class FoundWindows:
+    """The windows of one recording, judged but not yet filtered.
 
-    Parameters
+    Attributes
     ----------
-    record : anyecg.loaders.records.Record
-    config : ShardConfig
-    keep_all : bool
-        Drop no window, store zeros for those that are flat or not finite, and pad a short recording (prediction).
+    signal : float32 array, shape (samples,)
+        mV at the record's own rate ``fs``, gaps up to 40 ms filled.
+    start_W, n_in
+        First sample of each window, and how many samples a window has.
+    flags_W : uint8 array
+    padded : bool
+        The recording is shorter than a window and is its only one.
+    """
 
-    Returns
-    -------
-    (signal_WT int16, scale_W, start_W in seconds, flags_W uint8, counts)
-        ``counts`` has windows cut, windows kept, and windows dropped by reason; cut = kept + dropped.
+    name: str
+    signal: np.ndarray
+    fs: float
+    start_W: np.ndarray
+    n_in: int
+    flags_W: np.ndarray
+    padded: bool
+
+
+def find_windows(record, *, pad_short):
+    """Read a recording, cut it on one grid from its start, and judge each raw window.
 
     Raises
     ------
     RecordError
-        Unreadable, or a sampling rate that makes no rational ratio with ``config.fs``.
+        Unreadable.
     """
-    n_out = SECONDS * config.fs
     signal, was_filled = fill_gaps(record.read(), fs=record.fs)
     n_in = int(SECONDS * record.fs)
-    start_in_W = grid(len(signal), fs=record.fs, seconds=SECONDS)
-    padded = 0 < len(signal) < SECONDS * record.fs and (config.pad_short or keep_all)
+    start_W = grid(len(signal), fs=record.fs, seconds=SECONDS)
+    padded = bool(pad_short and 0 < len(signal) < SECONDS * record.fs)
     if padded:
-        start_in_W, n_in = np.zeros(1, np.int64), len(signal)
-    counts: Counter = Counter({"windows cut": len(start_in_W), "windows kept": 0})
-    raw_WT = np.stack([signal[s : s + n_in] for s in start_in_W]) if len(start_in_W) else np.empty((0, n_in))
+        start_W, n_in = np.zeros(1, np.int64), len(signal)
+    raw_WT = np.stack([signal[s : s + n_in] for s in start_W]) if len(start_W) else np.empty((0, n_in))
     flags_W = quality(raw_WT, fs=record.fs)
-    flags_W[[was_filled[s : s + n_in].any() for s in start_in_W]] |= GAP_FILLED
+    flags_W[[was_filled[s : s + n_in].any() for s in start_W]] |= GAP_FILLED
     flags_W[:] |= PADDED if padded else 0
-    good_W = (flags_W & (FLAT | NONFINITE if keep_all else DROPPED)) == 0
-    stored_WT = np.zeros((len(good_W), n_out), np.float32)
-    if good_W.any():
+    return FoundWindows(record.name, signal, record.fs, start_W, n_in, flags_W, padded)
+
+
+def store_windows(found, chosen_W, config):
+    """Resample, filter and quantise the chosen windows of a recording; those that are not finite or flat become zeros.
+
+    Parameters
+    ----------
+    found : FoundWindows
+    chosen_W : bool array, shape (windows,)
+    config : ShardConfig
+
+    Returns
+    -------
+    (int16 (chosen, samples), float32 scale (chosen,))
+
+    Raises
+    ------
+    RecordError
+        A sampling rate that makes no rational ratio with ``config.fs``.
+    """
+    n_out = SECONDS * config.fs
+    whole_W = chosen_W & ((found.flags_W & (FLAT | NONFINITE)) == 0)
+    stored_WT = np.zeros((len(chosen_W), n_out), np.float32)
+    if whole_W.any():
         try:
             # Beyond a long gap the filter sees zeros, as it does beyond the ends of the record.
-            rate_T = resample(np.nan_to_num(signal, nan=0.0), fs_in=record.fs, fs_out=config.fs)
+            rate_T = resample(np.nan_to_num(found.signal, nan=0.0), fs_in=found.fs, fs_out=config.fs)
         except ValueError as cause:
-            raise RecordError(f"{record.name}: {cause}") from None
-        n_used = min(len(rate_T), n_out) if padded else n_out
-        start_out_W = np.zeros(1, np.int64) if padded else grid(len(rate_T), fs=config.fs, seconds=SECONDS)
-        window_WT = np.stack([rate_T[s : s + n_used] for s in start_out_W[: len(good_W)][good_W]])
+            raise RecordError(f"{found.name}: {cause}") from None
+        n_used = min(len(rate_T), n_out) if found.padded else n_out
+        start_W = np.zeros(1, np.int64) if found.padded else grid(len(rate_T), fs=config.fs, seconds=SECONDS)
+        window_WT = np.stack([rate_T[s : s + n_used] for s in start_W[: len(whole_W)][whole_W]])
         preset = config.preset if n_used >= config.fs else "none"
-        stored_WT[good_W, :n_used] = prepare(window_WT, fs=config.fs, preset=preset, zscore=False)
-    kept_W = np.ones_like(good_W) if keep_all else good_W
-    for flags in flags_W[~kept_W]:
-        reason = next(name for flag, name in FLAG_NAMES.items() if flags & flag & DROPPED)
-        counts[f"windows dropped: {reason}"] += 1
-    counts["windows kept"] = int(kept_W.sum())
-    return (*quantise(stored_WT[kept_W]), start_in_W[kept_W] / record.fs, flags_W[kept_W], counts)
+        stored_WT[whole_W, :n_used] = prepare(window_WT, fs=config.fs, preset=preset, zscore=False)
+    return quantise(stored_WT[chosen_W])
 
 
-def _collect(cohort, rows, config):
+def drop_reasons(flags_W):
+    """Count the windows that a shard does not take, by their first reason."""
+    dropped = flags_W[(flags_W & DROPPED) > 0]
+    reasons = [next(name for flag, name in FLAG_NAMES.items() if flags & flag & DROPPED) for flags in dropped]
+    return Counter(f"windows dropped: {reason}" for reason in reasons)
+
+
+def _read_visit(records, cohort, config, reach, counts, quarantine):
+    """Return [(FoundWindows, start in us)] of the readable records of a visit that come near a draw."""
+    found = []
+    for path, fs, start, n_samples in records.select("path", "fs", "start", "n_samples").iter_rows():
+        counts["records"] += 1
+        if reach is not None and not any(
+            start < last and start + n_samples / fs * 1e6 > first for first, last in reach
+        ):
+            counts["records dropped: near no draw"] += 1
+            continue
+        try:
+            record = open_record(cohort.root / path, lead=config.lead or None, root=cohort.root)
+            windows = find_windows(record, pad_short=config.pad_short)
+        except RecordError as cause:
+            counts["records dropped: unreadable"] += 1
+            quarantine.append((path, f"unreadable: {cause}"))
+            continue
+        counts["windows cut"] += len(windows.flags_W)
+        counts.update(drop_reasons(windows.flags_W))
+        if not ((windows.flags_W & DROPPED) == 0).any():
+            reason = "every window dropped" if len(windows.flags_W) else "shorter than a window"
+            counts[f"records dropped: {reason}"] += 1
+            quarantine.append((path, reason))
+            continue
+        found.append((path, windows, start))
+    return found
+
+
+def _pair_visit(start_W, time_D, key, split, cohort, config, seed):
+    """Return (window, draw, horizon bits) of a visit's good windows."""
+    if cohort.pairing == "all":
+        window, draw = np.nonzero(np.ones((len(start_W), len(time_D)), bool))
+        return window, draw, np.full(len(window), ALL_HORIZONS, np.uint8)
+    horizons = (config.train_horizon_min,) if split == 0 else tuple(HORIZON_BIT)
+    return pair_windows(
+        start_W, time_D, key, seed=seed, before_only=config.before_only, cap=config.windows_per_draw, horizons=horizons
+    )  # fmt: skip
+
+
+def _collect_visit(visit, records, time_D, cohort, config, seed, counts, quarantine):
+    """Return a visit's stored windows (signal, scale, start, flags) and its pairs, rows counting within the visit."""
+    reach = None
+    if cohort.pairing == "horizon":
+        half = 60_000_000 * (config.train_horizon_min if visit["split"] == 0 else max(HORIZON_BIT))
+        reach = [(time - half, time if config.before_only else time + half) for time in time_D.tolist()]
+    found = _read_visit(records, cohort, config, reach, counts, quarantine)
+    starts = [start + np.round(windows.start_W / windows.fs * 1e6).astype(np.int64) for _, windows, start in found]
+    good = [(windows.flags_W & DROPPED) == 0 for _, windows, _ in found]
+    start_W = np.concatenate([np.empty(0, np.int64), *(s[g] for s, g in zip(starts, good, strict=True))])
+    window, draw, bits = _pair_visit(start_W, time_D, visit["visit"], visit["split"], cohort, config, seed)
+    paired_W = np.bincount(window, minlength=len(start_W)) > 0
+    counts["windows dropped: in no draw's horizon or sample"] += int((~paired_W).sum())
+    stored, first, lost = [], 0, np.zeros(len(start_W), bool)
+    for (path, windows, _), start, good_W in zip(found, starts, good, strict=True):
+        here = slice(first, first + int(good_W.sum()))
+        first = here.stop
+        chosen_W = good_W.copy()
+        chosen_W[good_W] = paired_W[here]
+        try:
+            signal_WT, scale_W = store_windows(windows, chosen_W, config)
+        except RecordError as cause:
+            counts["records dropped: unreadable"] += 1
+            counts["windows dropped: unreadable"] += int(chosen_W.sum())
+            quarantine.append((path, f"unreadable: {cause}"))
+            lost[here] = True
+            continue
+        counts["records kept" if chosen_W.any() else "records dropped: no window sampled"] += 1
+        stored.append((signal_WT, scale_W, start[chosen_W], windows.flags_W[chosen_W]))
+    kept_W = paired_W & ~lost
+    counts["windows kept"] += int(kept_W.sum())
+    row_of = np.cumsum(kept_W) - 1
+    pairs = kept_W[window]
+    return stored, (row_of[window[pairs]], draw[pairs], bits[pairs])
+
+
+def _collect(cohort, rows, config, seed):
     """Return the sets of one shard, its counts and its quarantine rows."""
     visits = cohort.visits[rows]
-    records = cohort.records.filter(pl.col("visit_row").is_in(rows.tolist()))
-    draws = cohort.draws.filter(pl.col("visit_row").is_in(rows.tolist()))
+    of_shard = pl.col("visit_row").is_in(rows.tolist())
+    by_visit = cohort.records.filter(of_shard).partition_by("visit_row", as_dict=True)
+    draws = cohort.draws.filter(of_shard)
     local = {int(row): number for number, row in enumerate(rows)}
-    counts: Counter = Counter()
+    draw_visit = draws["visit_row"].replace_strict(local, return_dtype=pl.Int32).to_numpy()
+    order = np.lexsort([draws["time"].to_numpy(), draw_visit])
+    draws, draw_visit = draws[order], draw_visit[order]
+    counts: Counter = Counter({"records kept": 0, "windows cut": 0, "windows kept": 0})
     quarantine: list[tuple[str, str]] = []
-    signals, columns = [], []
-    by_visit = records.partition_by("visit_row", as_dict=True)
-    for row in rows:
-        for path, start in by_visit[(row,)].select("path", "start").iter_rows():
-            counts["records"] += 1
-            try:
-                record = open_record(cohort.root / path, lead=config.lead or None, root=cohort.root)
-                signal_WT, scale_W, start_W, flags_W, found = cut_record(record, config)
-            except RecordError as cause:
-                counts["records dropped: unreadable"] += 1
-                quarantine.append((path, f"unreadable: {cause}"))
-                continue
-            counts.update(found)
-            if not len(scale_W):
-                reason = "every window dropped" if found["windows cut"] else "shorter than a window"
-                counts[f"records dropped: {reason}"] += 1
-                quarantine.append((path, reason))
-                continue
-            counts["records kept"] += 1
-            signals.append(signal_WT)
-            start_us = start + np.round(start_W * 1e6).astype(np.int64)
-            columns.append((scale_W, np.full(len(scale_W), local[int(row)], np.int32), start_us, flags_W))
     n_samples = SECONDS * config.fs
-    sets = {name: np.empty(0, dtype) for name, dtype in SETS.items()}
-    sets["windows/signal"] = np.concatenate([np.empty((0, n_samples), np.int16), *signals])[:, None, :]
-    if columns:
-        names = ("windows/scale", "windows/visit", "windows/start", "windows/flags")
-        sets.update(zip(names, (np.concatenate(column) for column in zip(*columns, strict=True)), strict=True))
+    parts = [(np.empty((0, n_samples), np.int16), *(np.empty(0) for _ in range(3)))]
+    window_visit, pairs = [np.empty(0, np.int32)], [tuple(np.empty(0, np.int64) for _ in range(3))]
+    n_windows = 0
+    for number, row in enumerate(rows):
+        mine = np.flatnonzero(draw_visit == number)
+        stored, (window, draw, bits) = _collect_visit(
+            visits.row(number, named=True), by_visit[(row,)], draws["time"].to_numpy()[mine], cohort, config, seed,
+            counts, quarantine,
+        )  # fmt: skip
+        n_stored = sum(len(part[1]) for part in stored)
+        parts += stored
+        window_visit.append(np.full(n_stored, number, np.int32))
+        pairs.append((n_windows + window, mine[draw], bits))
+        n_windows += n_stored
+    signal, scale, start, flags = (np.concatenate(column) for column in zip(*parts, strict=True))
+    window, draw, bits = (np.concatenate(column).astype(np.int64) for column in zip(*pairs, strict=True))
+    start, time = start.astype(np.int64), draws["time"].to_numpy()
     for flag, what in FLAG_NAMES.items():
-        n_flagged = int(((sets["windows/flags"] & flag) > 0).sum())
+        n_flagged = int(((flags.astype(np.uint8) & flag) > 0).sum())
         if n_flagged:
             counts[f"windows kept but flagged: {what}"] = n_flagged
-    draws = draws.with_columns(pl.col("visit_row").replace_strict(local, return_dtype=pl.Int32).alias("local"))
-    draws = draws.sort("local", "time", maintain_order=True)
-    sets["draws/labels"] = draws.select(cohort.targets).to_numpy().astype(np.int8).reshape(-1, len(cohort.targets))
-    sets["draws/values"] = np.empty((draws.height, 0), np.float32)
-    sets["draws/time"], sets["draws/visit"] = draws["time"].to_numpy(), draws["local"].to_numpy()
-    # A folder's record is its own draw: every window of the visit is a pair with every horizon.
-    window, draw = np.nonzero(sets["windows/visit"][:, None] == sets["draws/visit"][None, :])
-    sets["pairs/window"], sets["pairs/draw"] = window, draw
-    sets["pairs/offset"] = (sets["windows/start"][window] - sets["draws/time"][draw]) / 1e6
-    sets["pairs/horizons"] = np.full(len(window), ALL_HORIZONS)
-    for name in ("patient", "visit", "split", "age", "sex"):
-        sets[f"visits/{name}"] = visits[name].to_numpy()
+    values = draws.select(f"value:{component}" for component in cohort.components).to_numpy()
+    sets = {
+        "windows/signal": signal[:, None, :],
+        "windows/scale": scale, "windows/visit": np.concatenate(window_visit), "windows/start": start,
+        "windows/flags": flags,
+        "draws/labels": draws.select(cohort.targets).to_numpy().reshape(-1, len(cohort.targets)),
+        "draws/values": values.reshape(draws.height, len(cohort.components)), "draws/time": time,
+        "draws/visit": draw_visit,
+        "pairs/window": window, "pairs/draw": draw, "pairs/offset": (start[window] - time[draw]) / 1e6,
+        "pairs/horizons": bits,
+        **{f"visits/{name}": visits[name].to_numpy() for name in ("patient", "visit", "split", "age", "sex")},
+    }  # fmt: skip
     sets = {name: values.astype(SETS.get(name, np.int16), copy=False) for name, values in sets.items()}
     counts.update({name: len(sets[f"{name}/visit"]) for name in ("windows", "draws", "visits")})
     counts["pairs"] = len(window)
-    return sets, counts, quarantine
+    return sets, +counts, quarantine
 
 
-def shard_attributes(cohort_targets, config, split, plan_hash):
+def shard_attributes(cohort, config, split, plan_hash):
     """Return the attributes of a shard: what it means, never where or by whom it was made."""
     return {
         "format": "anyecg-shard",
@@ -214,8 +327,9 @@ def shard_attributes(cohort_targets, config, split, plan_hash):
         "leads": json.dumps([config.lead or "first"]),
         "preset": config.preset,
         "preset_hash": preset_hash(config.preset, config.fs),
-        "targets": json.dumps(list(cohort_targets)),
-        "target_hash": digest(list(cohort_targets)),
+        "targets": json.dumps(cohort.targets),
+        "target_hash": digest(cohort.targets),
+        "components": json.dumps(cohort.components),
         "split": SPLITS[split],
         "plan_hash": plan_hash,
     }
@@ -290,7 +404,7 @@ def _check_set(file, name, path):
     return len(dataset)
 
 
-def _make_shard(folder, number, rows, cohort, config, plan_hash):
+def _make_shard(folder, number, rows, cohort, config, seed, plan_hash):
     path = folder / f"shard-{number:05d}.h5"
     if path.exists():
         try:
@@ -300,10 +414,10 @@ def _make_shard(folder, number, rows, cohort, config, plan_hash):
                 return kept
         except ShardError as cause:
             log.warning("made again shard=%d reason=%s", number, cause)
-    sets, counts, quarantine = _collect(cohort, rows, config)
+    sets, counts, quarantine = _collect(cohort, rows, config, seed)
     split = int(cohort.visits["split"][int(rows[0])])
     write_quarantine(folder / f"shard-{number:05d}.quarantine.csv", quarantine)
-    described = _write_shard(path, sets, shard_attributes(cohort.targets, config, split, plan_hash), counts)
+    described = _write_shard(path, sets, shard_attributes(cohort, config, split, plan_hash), counts)
     log.info("wrote shard=%d windows=%d", number, counts["windows"])
     return described
 
@@ -315,7 +429,7 @@ def _remove_leftovers(folder, n_shards):
         path.unlink(missing_ok=True)
 
 
-def write_shards(folder, cohort, config, comm, *, stage_hash):
+def write_shards(folder, cohort, config, comm, *, seed, stage_hash):
     """Write every shard of the plan over the ranks of ``comm``, then the index.
 
     Finished shards of the same plan are kept, so the same command continues after a kill. Same cohort and config give
@@ -333,12 +447,12 @@ def write_shards(folder, cohort, config, comm, *, stage_hash):
         _remove_leftovers(folder, len(shards))
         (folder / "index.json").unlink(missing_ok=True)
     comm.barrier()
-    plan_hash = digest([cohort.hash, config.identity("ranks", "max_bad_fraction"), code_version()])
+    plan_hash = digest([cohort.hash, config.identity("ranks", "max_bad_fraction"), seed, code_version()])
     described, error = {}, None
     with Progress("shard", len(shards), " shards", shown=comm.rank == 0) as progress:
         try:
             for number in range(comm.rank, len(shards), comm.size):
-                described[number] = _make_shard(folder, number, shards[number], cohort, config, plan_hash)
+                described[number] = _make_shard(folder, number, shards[number], cohort, config, seed, plan_hash)
                 # Other ranks go at about the same pace; the bar ends exact because the last step is counted below.
                 progress.advance(min(comm.size, len(shards) - progress.done))
         except AnyECGError as cause:
@@ -377,7 +491,10 @@ def _finish(folder, cohort, config, described, stage_hash):
         raise ShardError(f"no window was kept of {counts['records']} records; see {folder / 'quarantine.csv'}")
     dropped = sum(n for what, n in counts.items() if what.startswith("records dropped"))
     assert counts["records"] == cohort.records.height == counts["records kept"] + dropped
-    attributes = shard_attributes(cohort.targets, config, 0, "")
+    lost = sum(n for what, n in counts.items() if what.startswith("windows dropped"))
+    assert counts["windows cut"] == counts["windows kept"] + lost
+    assert counts["windows kept"] == counts["windows"]
+    attributes = shard_attributes(cohort, config, 0, "")
     del attributes["split"], attributes["plan_hash"], attributes["format"], attributes["version"]
     head = {**attributes, "stage_hash": stage_hash, "cohort_hash": cohort.hash, "counts": dict(sorted(counts.items()))}
-    write_index(folder, [described[number] for number in sorted(described)], head)
+    write_index(folder, [described[number] for number in sorted(described)], head, may_overlap=cohort.may_overlap)

@@ -15,7 +15,7 @@ from anyecg.loaders.index import Index
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.records import find_records, open_record
-from anyecg.loaders.shards import ShardConfig, cut_record
+from anyecg.loaders.shards import ShardConfig, find_windows, store_windows
 from anyecg.loaders.stream import rows_of_rank
 from anyecg.train.batches import WindowBatches
 from anyecg.train.model import check_target_table, open_model
@@ -135,14 +135,16 @@ def score_record(model, card, record):
         one padded window.
     """
     config = ShardConfig(preset=card["preset"], fs=card["fs"])
-    signal_WT, scale_W, start_W, flags_W, _ = cut_record(record, config, keep_all=True)
+    found = find_windows(record, pad_short=True)
+    flags_W = found.flags_W
+    signal_WT, scale_W = store_windows(found, np.ones(len(flags_W), bool), config)
     logit_WC = np.full((len(scale_W), len(card["targets"])), np.nan, np.float32)
     good = (flags_W & (FLAT | NONFINITE)) == 0
     if good.any():
         x = torch.from_numpy(_standardise(signal_WT[good], scale_W[good]))[:, None]
         with torch.no_grad():
             logit_WC[good] = torch.cat([model(part) for part in x.split(BATCH)]).numpy()
-    return start_W, logit_WC
+    return found.start_W / found.fs, logit_WC
 
 
 def predict_files(model_folder, source, out):

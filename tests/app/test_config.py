@@ -45,7 +45,7 @@ def test_paths_count_from_the_config_and_overrides_from_here(tmp_path, monkeypat
         ("[finetune]\nepochs = 0", "finetune.epochs: Input should be greater than or equal to 1; found 0"),
         ("[finetune]\nepochs = true", "finetune.epochs"),
         ("[shard]\npreset = 'best'", "shard.preset"),
-        ("[cohort]\nkind = 'x'", "cohort.kind: Input should be 'folder'; found 'x'"),
+        ("[cohort]\nkind = 'x'", "cohort.kind: Input should be 'folder' or 'mcmed'; found 'x'"),
         ("[cohort]\nval_fraction = 0.6\ntest_fraction = 0.6", "must leave patients for training"),
         ("cohort = 3", "cohort: "),
         ("folder = 3", "folder: "),

@@ -1,0 +1,278 @@
+"""A cohort from MC-MED 1.0.1: visits, laboratory results and lead II waveforms, on one time axis."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from anyecg.loaders.cohort import RECORD_SCHEMA, SPLITS, Cohort, pseudonym, split_patients
+from anyecg.loaders.errors import CohortError, RecordError
+from anyecg.loaders.progress import Progress
+from anyecg.loaders.records import open_record
+from anyecg.loaders.targets import label_of, parse_results, read_targets
+
+VISIT_COLUMNS = ("MRN", "CSN", "Age", "Gender", "Race", "Ethnicity")
+LAB_COLUMNS = (
+    "CSN", "Order_time", "Result_time", "Component_name", "Component_value", "Component_units", "Component_nml_low",
+    "Component_nml_high",
+)  # fmt: skip
+TRIAGE = ("Triage_Temp", "Triage_HR", "Triage_RR", "Triage_SpO2", "Triage_SBP", "Triage_DBP")
+SEX = {"F": 0, "M": 1}
+
+
+def _scan(path, wanted):
+    """Open a CSV lazily, every column as text; refuse it without the wanted columns."""
+    if not path.is_file():
+        raise CohortError(f"{path}: no such file; give the folder of MC-MED as 'path' in [cohort]")
+    try:
+        table = pl.scan_csv(path, infer_schema=False)
+        found = table.collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError) as cause:
+        raise CohortError(f"{path}: not a CSV ({str(cause).splitlines()[0]})") from None
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise CohortError(f"{path}: column '{missing[0]}' is missing; found {', '.join(found)}")
+    return table
+
+
+def _collect(table, path):
+    try:
+        return table.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as cause:
+        raise CohortError(f"{path}: not a CSV ({str(cause).splitlines()[0]})") from None
+
+
+def microseconds(text):
+    """Return the expression of int64 microseconds since 1970 of ISO times, beyond 2262 too; null where none."""
+    parsed = text.str.strip_chars().str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", strict=False)
+    return parsed.dt.timestamp("us")
+
+
+def read_visits(path):
+    """Read visits.csv.
+
+    Returns
+    -------
+    (polars.DataFrame, list)
+        One row a visit: MRN, CSN, age (float), sex (0 F, 1 M, -1), race, ethnicity, triage vitals; the flow of
+        exclusions.
+    """
+    table = _scan(path, VISIT_COLUMNS)
+    columns = [*VISIT_COLUMNS, *(name for name in TRIAGE if name in table.collect_schema().names())]
+    rows = _collect(table.select(columns), path)
+    nameless = rows.filter(pl.col("MRN").is_null() | pl.col("CSN").is_null()).height
+    rows = rows.filter(pl.col("MRN").is_not_null() & pl.col("CSN").is_not_null())
+    n_patients = pl.col("MRN").n_unique().over("CSN")
+    torn = rows.filter(n_patients > 1).height
+    single = rows.filter(n_patients == 1)
+    visits = single.unique("CSN", keep="first", maintain_order=True)
+    flow = [
+        ("rows in visits.csv", rows.height + nameless),
+        ("- without MRN or CSN", nameless),
+        ("- one CSN with two patients", torn),
+        ("- repeated CSN", single.height - visits.height),
+        ("visits", visits.height),
+    ]
+    vitals = [pl.col(name).cast(pl.Float32, strict=False) for name in columns if name in TRIAGE]
+    sex = pl.col("Gender").replace_strict(SEX, default=-1, return_dtype=pl.Int8).alias("sex")
+    age = pl.col("Age").cast(pl.Float32, strict=False).fill_null(float("nan")).alias("age")
+    return visits.select("MRN", "CSN", age, sex, "Race", "Ethnicity", *vitals), flow
+
+
+def read_draws(path, visits, targets, config):
+    """Read labs.csv in streaming fashion into draws.
+
+    Parameters
+    ----------
+    visits : polars.DataFrame
+        With CSN; its row numbers become ``visit_row``.
+    targets : list of Target
+    config : CohortConfig
+        anchor, lag_minutes, limits, units.
+
+    Returns
+    -------
+    (polars.DataFrame, list)
+        visit_row, time in microseconds, one int8 column a target, one float32 column ``value:COMPONENT`` each; and the
+        flow of exclusions.
+    """
+    table = _scan(path, LAB_COLUMNS)
+    components = list(dict.fromkeys(target.component for target in targets))
+    units = {target.component: target.unit.strip().casefold() for target in targets}
+    sign, number = parse_results(pl.col("Component_value"))
+    anchor = microseconds(pl.col("Order_time" if config.anchor == "order" else "Result_time"))
+    unit = pl.col("Component_units").fill_null("").str.strip_chars().str.to_lowercase()
+    wanted_unit = pl.col("Component_name").replace_strict(units, default=None)
+    table = table.with_columns(
+        anchor=anchor, result=microseconds(pl.col("Result_time")), sign=sign, number=number,
+        low=pl.col("Component_nml_low").cast(pl.Float64, strict=False),
+        high=pl.col("Component_nml_high").cast(pl.Float64, strict=False),
+    ).with_columns(
+        reason=pl.when(~pl.col("CSN").is_in(visits["CSN"].to_list())).then(pl.lit("of an unknown visit"))
+        .when(~pl.col("Component_name").is_in(components)).then(pl.lit("of a component without target"))
+        .when(pl.col("anchor").is_null()).then(pl.lit(f"without {config.anchor} time"))
+        .when(pl.col("number").is_null()).then(pl.lit("not a number"))
+        .when((unit != wanted_unit) & pl.lit(config.units == "refuse")).then(pl.lit("in another unit"))
+        .fill_null("kept")
+    )  # fmt: skip
+    counts = dict(_collect(table.group_by("reason").len(), path).iter_rows())
+    kept = _collect(
+        table.filter(pl.col("reason") == "kept").select(
+            "CSN", "anchor", "result", pl.col("Component_name").alias("component"), "sign",
+            pl.col("number").cast(pl.Float64), "low", "high",
+        ),
+        path,
+    )  # fmt: skip
+    row_of = pl.DataFrame({"CSN": visits["CSN"], "visit_row": np.arange(visits.height, dtype=np.int32)})
+    kept = kept.join(row_of, on="CSN").with_columns(pl.col("result").fill_null(2**62))
+    key = ["visit_row", "anchor", "component"]
+    # Of results of one component in one draw the first reported counts; two reported at once that differ cancel out.
+    kept = kept.unique([*key, "result", "sign", "number"]).sort(*key, "result", "number", "sign")
+    first = kept.filter(pl.col("result") == pl.col("result").min().over(key))
+    torn = first.filter(pl.len().over(key) > 1)
+    single = first.filter(pl.len().over(key) == 1)
+    flow = [("rows in labs.csv", sum(counts.values()))]
+    flow += [(f"- {reason}", n) for reason, n in sorted(counts.items()) if reason != "kept"]
+    flow += [
+        ("- repeated in a draw", counts.get("kept", 0) - first.height),
+        ("- contradicting another of the draw", torn.height),
+        ("results", single.height),
+    ]
+    return _wide(single, components, targets, config, flow)
+
+
+def _wide(results, components, targets, config, flow):
+    """Lay results out as one row a draw."""
+    draws = results.select("visit_row", "anchor").unique().sort("visit_row", "anchor")
+    draws = draws.with_columns(draw=pl.int_range(pl.len(), dtype=pl.Int64))
+    results = results.join(draws, on=["visit_row", "anchor"])
+    value_DC = np.full((draws.height, len(components)), np.nan, np.float32)
+    label_DC = np.full((draws.height, len(targets)), -1, np.int8)
+    n_undecided = 0
+    for column, component in enumerate(components):
+        mine = results.filter(pl.col("component") == component)
+        exact = mine.filter(pl.col("sign") == "=")
+        value_DC[exact["draw"].to_numpy(), column] = exact["number"].to_numpy()
+        for place, target in enumerate(targets):
+            if target.component != component:
+                continue
+            limit = pl.col(target.direction) if config.limits == "file" else target.limit
+            labels = mine.select(label_of(pl.col("sign"), pl.col("number"), target.direction, limit)).to_series()
+            label_DC[mine["draw"].to_numpy(), place] = labels.to_numpy()
+            n_undecided += int((labels == -1).sum())
+    flow += [("labels that a result cannot decide", n_undecided), ("draws", draws.height)]
+    time = draws["anchor"] - round(config.lag_minutes * 60e6)
+    names = [target.name for target in targets]
+    wide = pl.DataFrame({"visit_row": draws["visit_row"], "time": time})
+    wide = wide.hstack(pl.DataFrame(label_DC, schema=names))
+    return wide.hstack(pl.DataFrame(value_DC, schema=[f"value:{component}" for component in components])), flow
+
+
+def find_waveforms(root, csn):
+    """Return the lead II records of a visit, relative to ``root``, in numeric order of their segments."""
+    folder = Path(root) / "waveforms" / csn[-3:] / csn / "II"
+    form = re.compile(re.escape(csn) + r"_(\d+)\.hea")
+    found = [(int(match[1]), path) for path in folder.glob("*.hea") if (match := form.fullmatch(path.name))]
+    return [str(path.relative_to(root).with_suffix("")) for _, path in sorted(found)]
+
+
+def read_records(root, visits, rows):
+    """Read the headers of the lead II records of some visits.
+
+    Returns
+    -------
+    (polars.DataFrame, list)
+        visit_row, path, fs, start, n_samples; and (record, reason) of those left out.
+    """
+    records, quarantine = [], []
+    with Progress("waveforms", len(rows), " visits") as progress:
+        for row in rows:
+            for path in find_waveforms(root, visits["CSN"][int(row)]):
+                try:
+                    record = open_record(root / path, root=root)
+                except RecordError as cause:
+                    quarantine.append((path, f"unreadable: {cause}"))
+                    continue
+                if record.start is None:
+                    quarantine.append((path, "no base time"))
+                    continue
+                start = int(record.start.timestamp()) * 1_000_000 + record.start.microsecond
+                records.append((int(row), path, record.fs, start, record.n_samples, record.digest))
+            progress.advance(1)
+    return pl.DataFrame(records, schema=RECORD_SCHEMA, orient="row"), quarantine
+
+
+def official_split(root, kind, visits):
+    """Return each visit's split by MC-MED's own lists (one CSN a line, no header): 0, 1, 2, or -1 in none.
+
+    Raises
+    ------
+    CohortError
+        A list is missing, or a patient stands in two of them.
+    """
+    split = np.full(visits.height, -1, np.int8)
+    for number, name in enumerate(SPLITS):
+        path = root / f"split_{kind}_{name}.csv"
+        if not path.is_file():
+            raise CohortError(f"{path}: no such file; wanted MC-MED's own list of the {name} split")
+        listed = set(path.read_text(encoding="utf-8").split())
+        inside = visits["CSN"].is_in(list(listed)).to_numpy()
+        twice = int((inside & (split >= 0)).sum())
+        if twice:
+            raise CohortError(f"{path}: {twice} visits stand in another split's list too; mend the lists")
+        split[inside] = number
+    return split
+
+
+def mcmed_cohort(config, *, seed):
+    """Make a cohort of MC-MED below ``config.path``; only visits with draws and lead II waveforms stay."""
+    root = Path(config.path)
+    targets = read_targets(config.targets)
+    visits, flow = read_visits(root / "visits.csv")
+    draws, lab_flow = read_draws(root / "labs.csv", visits, targets, config)
+    flow += lab_flow
+    rows = np.unique(draws["visit_row"].to_numpy())
+    records, quarantine = read_records(root, visits, rows)
+    kept = np.unique(records["visit_row"].to_numpy())
+    flow += [
+        ("visits with draws", len(rows)),
+        ("- without lead II waveforms", len(rows) - len(kept)),
+        ("records found", records.height + len(quarantine)),
+        *(
+            (f"- {reason}", sum(r.startswith(reason) for _, r in quarantine))
+            for reason in ("unreadable", "no base time")
+        ),
+    ]
+    patient = np.array([pseudonym(seed, "patient", name) for name in visits["MRN"]], np.uint64)
+    if config.split in ("random", "chrono"):
+        split = official_split(root, config.split, visits)
+        flow.append(("- visits in no official list", int((split[kept] < 0).sum())))
+        kept = kept[split[kept] >= 0]
+    else:
+        visit = np.array([pseudonym(seed, "visit", name) for name in visits["CSN"]], np.uint64)
+        unit = patient if config.split == "patient" else visit
+        split = np.full(visits.height, -1, np.int8)
+        split[kept] = split_patients(
+            unit[kept], seed=seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
+        )
+    new_row = np.full(visits.height, -1, np.int32)
+    new_row[kept] = np.arange(len(kept), dtype=np.int32)
+    chosen = visits[kept]
+    table = chosen.select("age", "sex").insert_column(0, pl.Series("split", split[kept]))
+    table.insert_column(0, pl.Series("patient", patient[kept]))
+    table.insert_column(0, pl.Series("visit", [pseudonym(seed, "visit", name) for name in chosen["CSN"]], pl.UInt64))
+
+    def renumber(rows_table):
+        renumbered = pl.Series("visit_row", new_row[rows_table["visit_row"].to_numpy()])
+        return rows_table.with_columns(renumbered).filter(pl.col("visit_row") >= 0)
+
+    flow += [("visits kept", len(kept)), ("patients kept", len(np.unique(patient[kept])))]
+    return Cohort(
+        targets=tuple(target.name for target in targets),
+        components=tuple(dict.fromkeys(target.component for target in targets)),
+        visits=table, records=renumber(records), draws=renumber(draws),
+        side=chosen.select("Race", "Ethnicity", *(name for name in chosen.columns if name in TRIAGE)),
+        quarantine=pl.DataFrame(quarantine, schema={"record": pl.String, "reason": pl.String}, orient="row"),
+        flow=flow, root=root.resolve(), pairing="horizon", may_overlap=config.split == "visit",
+    )  # fmt: skip
