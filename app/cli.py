@@ -23,6 +23,7 @@ around them
   demo       the whole chain on real ECGs      anyecg demo
   run        all stages, kept where unchanged  anyecg run config.toml
   verify     shards against their checksums    anyecg verify config.toml
+  targets    components of labs.csv, counted   anyecg targets config.toml --out candidates.csv
   doctor     what this machine has and lacks   anyecg doctor
   config     the resolved config, explained    anyecg config config.toml seed=7
 """
@@ -38,7 +39,7 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in (*CHAIN, "run", "verify", "config"):
+    for name in (*CHAIN, "run", "verify", "targets", "config"):
         command = commands.add_parser(name, help=argparse.SUPPRESS)
         required = name not in ("config", "predict")
         command.add_argument("config", nargs=None if required else "?", help="config (TOML)")
@@ -47,6 +48,9 @@ def _parser():
             command.add_argument("--model", type=Path, help="published model: a folder or its .safetensors file")
             command.add_argument("--input", type=Path, help="a folder of WFDB records, or one record")
             command.add_argument("--out", type=Path, help="CSV to write")
+        if name == "targets":
+            command.add_argument("--out", type=Path, required=True, help="CSV of candidates to write")
+            command.add_argument("--min-visits", type=int, default=500, help="fewer visits with ECG are rare (500)")
     demo = commands.add_parser("demo", help=argparse.SUPPRESS)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
     demo.add_argument("--resume", action="store_true", help="continue what is there instead of starting anew")
@@ -225,6 +229,22 @@ def _verify(config):
     return 0
 
 
+def _targets(config, arguments):
+    from anyecg.loaders.files import replacing
+    from anyecg.loaders.mcmed import candidate_targets
+
+    if config.cohort.kind != "mcmed":
+        raise AnyECGError("targets counts the components of MC-MED's labs.csv; set cohort.kind = 'mcmed'")
+    found = candidate_targets(config.cohort, min_visits=arguments.min_visits)
+    with replacing(arguments.out) as temporary:
+        found.write_csv(temporary)
+    reasons = found["excluded"].value_counts(sort=True).iter_rows()
+    print(
+        f"{arguments.out}: {found.height} components; " + ", ".join(f"{why or 'candidates'} {n}" for why, n in reasons)
+    )
+    return 0
+
+
 def _dispatch(arguments):
     if arguments.command == "doctor":
         from anyecg.app.doctor import examine
@@ -246,6 +266,8 @@ def _dispatch(arguments):
     if arguments.command == "config":
         print(render_config(config), end="")
         return 0
+    if arguments.command == "targets":
+        return _targets(config, arguments)
     if arguments.command == "verify":
         return _verify(config)
     if under_launcher() and arguments.command in CHAIN[:-1]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from anyecg.app.config import Config, write_config
 from anyecg.loaders.cohort import build_cohort, describe_flow, open_cohort, write_cohort
 from anyecg.loaders.errors import AnyECGError, CohortError, UpgradeNeeded
-from anyecg.loaders.files import digest, file_hash, listing
+from anyecg.loaders.files import digest, file_hash, listing, replacing
 from anyecg.loaders.index import lost_files, open_index
+from anyecg.loaders.table1 import render, table1
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,12 @@ def _run_cohort(config, comm, stage_hash):
     cohort = build_cohort(config.cohort, seed=config.seed)
     write_cohort(_folder(config, "cohort"), cohort, stage_hash)
     write_config(_folder(config, "cohort"), config)
-    print(f"cohort: {describe_flow(cohort.flow)}", flush=True)
+    table = table1(cohort)
+    with replacing(_folder(config, "cohort/table1.csv")) as temporary:
+        table.write_csv(temporary)
+    if cohort.may_overlap:
+        print(f"cohort: split by visit, {cohort.n_overlapping} patients stand in two splits", flush=True)
+    print(f"cohort: {describe_flow(cohort.flow)}\n{render(table)}", flush=True)
 
 
 def _wanted_shard(config):

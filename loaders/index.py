@@ -125,9 +125,7 @@ def write_index(folder, described, head, *, may_overlap=False):
     patients, n_splits = np.unique(patient_split[0], return_counts=True)
     n_overlapping = int((n_splits > 1).sum())
     if n_overlapping and not may_overlap:
-        raise ShardError(
-            f"{n_overlapping} patients stand in two splits; split by patient, then run 'anyecg run' again"
-        )
+        raise ShardError(f"{n_overlapping} patients stand in two splits; split by patient, then run 'anyecg run' again")
     if n_overlapping:
         log.warning("patients_in_two_splits=%d of=%d: split by visit", n_overlapping, len(patients))
     hashes = {}

@@ -142,6 +142,50 @@ def read_draws(path, visits, targets, config):
     return _wide(single, components, targets, config, flow)
 
 
+NOT_BLOOD = r"(?i)\b(urine|ua|csf|fluid|stool|fecal|feces|sputum|swab|saliva|semen)\b"
+
+
+def candidate_targets(config, *, min_visits):
+    """Count, per component of labs.csv, the visits that have lead II waveforms, and say which could be targets.
+
+    Parameters
+    ----------
+    config : CohortConfig
+    min_visits : int
+        Fewer visits with waveforms are called rare.
+
+    Returns
+    -------
+    polars.DataFrame
+        component, results, visits, visits_with_ecg, numeric (share), unit (the most common), units (how many),
+        in_table, excluded (empty, or the first reason: not blood, yes/no, rare), by falling visits_with_ecg.
+    """
+    root = Path(config.path)
+    path = root / "labs.csv"
+    table = _scan(path, LAB_COLUMNS)
+    has_ecg = {folder.parent.name for folder in (root / "waveforms").glob("*/*/II") if any(folder.glob("*.hea"))}
+    number = parse_results(pl.col("Component_value"))[1]
+    unit = pl.col("Component_units").fill_null("").str.strip_chars()
+    counted = table.group_by(pl.col("Component_name").fill_null("").alias("component")).agg(
+        results=pl.len(),
+        visits=pl.col("CSN").n_unique(),
+        visits_with_ecg=pl.col("CSN").filter(pl.col("CSN").is_in(list(has_ecg))).n_unique(),
+        numeric=number.is_not_null().mean(),
+        unit=unit.mode().sort().first(),
+        units=unit.n_unique(),
+    )
+    components = [target.component for target in read_targets(config.targets)]
+    excluded = (
+        pl.when(pl.col("component").str.contains(NOT_BLOOD)).then(pl.lit("not blood"))
+        .when(pl.col("numeric") < 0.5).then(pl.lit("yes/no"))
+        .when(pl.col("visits_with_ecg") < min_visits).then(pl.lit("rare"))
+        .otherwise(pl.lit(""))
+    )  # fmt: skip
+    found = _collect(counted, path)
+    found = found.with_columns(in_table=pl.col("component").is_in(components), excluded=excluded)
+    return found.sort(["visits_with_ecg", "component"], descending=[True, False])
+
+
 def _wide(results, components, targets, config, flow):
     """Lay results out as one row a draw."""
     draws = results.select("visit_row", "anchor").unique().sort("visit_row", "anchor")

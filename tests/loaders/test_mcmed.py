@@ -10,6 +10,7 @@ from anyecg.loaders.cohort import CohortConfig, build_cohort, open_cohort, write
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.index import open_index
 from anyecg.loaders.mcmed import find_waveforms
+from anyecg.loaders.table1 import table1
 
 from ..conftest import anyecg
 
@@ -194,6 +195,37 @@ def test_official_lists_are_followed_and_visits_in_none_are_counted(mcmed, tmp_p
         cohort_of(mcmed, split="chrono")
     with pytest.raises(CohortError, match=r"split_random_train\.csv: no such file"):
         cohort_of(mcmed, split="random")
+
+
+def test_table_1_counts_each_patient_once(mcmed):
+    cohort = cohort_of(mcmed)
+    table = {row[0]: row[1:] for row in table1(cohort).iter_rows()}
+    assert [int(n) for n in table["visits"]] == [4, *(int((cohort.visits["split"] == s).sum()) for s in range(3))]
+    assert [int(n) for n in table["patients"]][0] == sum(int(n) for n in table["patients"][1:]) == 3
+    assert int(table["draws"][0]) == cohort.draws.height
+    assert table["age, mean (SD)"][0] == "50.5 (10.5)"
+    assert [table[f"sex: {name}"][0] for name in ("female", "male", "unknown")] == ["1 (33.3%)"] * 3
+    assert table["race: Asian"][0] == "1 (33.3%)"
+    assert table["ethnicity: unknown"][0] == "1 (33.3%)"
+
+
+def test_targets_counts_components_with_ecg_and_says_why_one_is_left_out(mcmed, tmp_path):
+    rows = [potassium("99000001", 1, "4"), potassium("99000003", 1, "4"), potassium("99000005", 1, "4", units="x")]
+    rows += [lab("99000001", 1, name, value, "") for name, value in (("GLUCOSE, URINE", "5"), ("COVID", "Negative"))]
+    rows += [lab("99000005", 1, "ODD, COMPONENT\n2", "1", "")]
+    write(mcmed / "labs.csv", LABS, rows)
+    (tmp_path / "c.toml").write_text(f'[cohort]\nkind = "mcmed"\npath = "{mcmed}"\n')
+    done = anyecg("targets", tmp_path / "c.toml", "--out", tmp_path / "out.csv", "--min-visits", 2)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = {row["component"]: row for row in csv.DictReader(file)}
+    assert {name: row["excluded"] for name, row in found.items()} == {
+        "POTASSIUM": "", "GLUCOSE, URINE": "not blood", "COVID": "yes/no", "ODD, COMPONENT\n2": "rare",
+    }  # fmt: skip
+    assert (found["POTASSIUM"]["visits"], found["POTASSIUM"]["visits_with_ecg"]) == ("3", "2")
+    assert (found["POTASSIUM"]["unit"], found["POTASSIUM"]["units"]) == ("mmol/L", "2")
+    assert found["ODD, COMPONENT\n2"]["visits_with_ecg"] == "0"
+    assert "4 components" in done.stdout
 
 
 @pytest.mark.parametrize(("table", "column"), [("visits", "MRN"), ("labs", "Component_units")])

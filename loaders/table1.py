@@ -1,0 +1,68 @@
+"""The paper's Table 1: who is in the cohort and in each split, counted by patient."""
+
+import numpy as np
+import polars as pl
+
+from anyecg.loaders.cohort import SPLITS
+
+SEX_NAMES = {0: "female", 1: "male", -1: "unknown"}
+
+
+def _share(n, total):
+    return f"{n} ({n / total:.1%})" if total else "0"
+
+
+def _column(cohort, keep):
+    """Return {characteristic: text} of the visits in ``keep``; a patient counts once, with the first of these visits."""
+    visits, side = cohort.visits.filter(keep), cohort.side.filter(keep) if cohort.side.width else None
+    first = visits.with_row_index().unique("patient", keep="first", maintain_order=True)["index"].to_list()
+    patients = visits[first]
+    rows = np.flatnonzero(keep)
+    n = len(first)
+    age = patients["age"].to_numpy()
+    age = age[~np.isnan(age)]
+    column = {
+        "patients": str(n),
+        "visits": str(visits.height),
+        "records": str(cohort.records["visit_row"].is_in(rows.tolist()).sum()),
+        "draws": str(cohort.draws["visit_row"].is_in(rows.tolist()).sum()),
+        "age, mean (SD)": f"{age.mean():.1f} ({age.std():.1f})" if len(age) else "unknown",
+    }
+    for code, name in SEX_NAMES.items():
+        column[f"sex: {name}"] = _share(int((patients["sex"] == code).sum()), n)
+    if side is not None:
+        for what in ("Race", "Ethnicity"):
+            values = side[first][what].fill_null("").replace("", "unknown")
+            for name, count in sorted(values.value_counts().iter_rows()):
+                column[f"{what.lower()}: {name}"] = _share(count, n)
+    return column
+
+
+def table1(cohort):
+    """Return Table 1.
+
+    Parameters
+    ----------
+    cohort : anyecg.loaders.cohort.Cohort
+
+    Returns
+    -------
+    polars.DataFrame
+        characteristic, all, train, val, test; text. Shares are of the column's patients.
+    """
+    split = cohort.visits["split"].to_numpy()
+    columns = {"all": _column(cohort, np.ones(len(split), bool))}
+    columns |= {name: _column(cohort, split == number) for number, name in enumerate(SPLITS)}
+    names = list(columns["all"])
+    return pl.DataFrame(
+        {"characteristic": names, **{key: [column.get(name, "0") for name in names] for key, column in columns.items()}}
+    )
+
+
+def render(table):
+    """Return a table of text as aligned lines for a terminal."""
+    lines = [table.columns, *table.iter_rows()]
+    widths = [max(len(line[place]) for line in lines) for place in range(table.width)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
