@@ -18,6 +18,7 @@ setup(
     package_dir={f"anyecg.{room}": room for room in ROOMS},
     package_data={
         "anyecg.loaders": ["targets108.csv"],
+        "anyecg.slurm": ["configs/*.toml"],
         "anyecg.app": [
             "report.html.j2",
             "demo/*.toml",

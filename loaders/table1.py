@@ -13,7 +13,7 @@ def _share(n, total):
 
 
 def _column(cohort, keep):
-    """Return {characteristic: text} of the visits in ``keep``; a patient counts once, with the first of these visits."""
+    """Return {characteristic: text} of the visits in ``keep``; a patient counts with its first."""
     visits, side = cohort.visits.filter(keep), cohort.side.filter(keep) if cohort.side.width else None
     first = visits.with_row_index().unique("patient", keep="first", maintain_order=True)["index"].to_list()
     patients = visits[first]

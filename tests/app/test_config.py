@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from anyecg.app.config import Config, known_keys, load_config, render_config
 from anyecg.loaders.errors import ConfigError
 
-from ..conftest import DEMO, anyecg
+from ..conftest import DEMO, REPOSITORY, anyecg
 
 
 def test_every_key_is_described_once():
@@ -24,6 +24,13 @@ def test_the_resolved_config_comes_back_the_same(tmp_path):
     assert (config.finetune.epochs, config.shard.lead) == (7, "II")
     (tmp_path / "c.toml").write_text(render_config(config))
     assert load_config(tmp_path / "c.toml") == config
+
+
+def test_the_config_for_the_real_data_needs_only_its_path():
+    path = REPOSITORY / "slurm" / "configs" / "mcmed.toml"
+    config = load_config(path, ["cohort.path=/data/mcmed"])
+    assert (config.cohort.kind, config.cohort.path) == ("mcmed", "/data/mcmed")
+    assert path.read_text().count("FILL") == 1
 
 
 def test_paths_count_from_the_config_and_overrides_from_here(tmp_path, monkeypatch):
