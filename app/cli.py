@@ -97,17 +97,19 @@ def _on_ranks(name, config):
     from anyecg.loaders.ranks import share_error, world
 
     comm = world()
-    _log_to(config.folder, name)
-    # A warning of a library says the same on every rank; other ranks speak only of errors.
-    logging.getLogger().setLevel(logging.INFO if comm.rank == 0 else logging.ERROR)
     try:
         error, lock, wanted = None, None, ""
         try:
+            _log_to(config.folder, name)
+            # A warning of a library says the same on every rank; other ranks speak only of errors.
+            logging.getLogger().setLevel(logging.INFO if comm.rank == 0 else logging.ERROR)
             if comm.rank == 0 and "ANYECG_LOCKED" not in os.environ:
                 lock = _lock(config.folder)
             wanted = STAGES[name].wanted(config)
         except AnyECGError as cause:
             error = cause
+        except OSError as cause:
+            error = AnyECGError(f"{cause}; mend the disk or the path, then run it again")
         share_error(comm, error)
         STAGES[name].run(config, comm, wanted)
         if lock:

@@ -40,7 +40,7 @@ class Stage:
             found = self.found(config)
         except UpgradeNeeded:
             raise
-        except (AnyECGError, OSError, ValueError, AttributeError):
+        except (AnyECGError, OSError, ValueError, AttributeError, KeyError, TypeError):
             # Missing or damaged output is made again.
             return False
         return found is not None and found == self.wanted(config)
@@ -95,18 +95,18 @@ def _wanted_cohort(config):
         if not Path(config.cohort.labels).is_file():
             raise CohortError(f"{config.cohort.labels}: no such file; give the CSV of labels as 'labels' in [cohort]")
     hashes = [file_hash(path) for path in tables if Path(path).is_file()]
-    return digest([config.cohort.identity(), config.seed, hashes, listing(config.cohort.path)])
+    return digest([config.cohort.identity(), config.seed, hashes, listing(config.cohort.path, without=config.folder)])
 
 
 def _run_cohort(config, comm, stage_hash):
     if comm.rank:
         return
     cohort = build_cohort(config.cohort, seed=config.seed)
-    write_cohort(_folder(config, "cohort"), cohort, stage_hash)
-    write_config(_folder(config, "cohort"), config)
     table = table1(cohort)
     with replacing(_folder(config, "cohort/table1.csv")) as temporary:
         table.write_csv(temporary)
+    write_cohort(_folder(config, "cohort"), cohort, stage_hash)
+    write_config(_folder(config, "cohort"), config)
     if cohort.may_overlap:
         print(f"cohort: split by visit, {cohort.n_overlapping} patients stand in two splits", flush=True)
     print(f"cohort: {describe_flow(cohort.flow)}\n{render(table)}", flush=True)

@@ -69,6 +69,7 @@ class Cohort:
     flow : list of (what, count), from what was found to what is kept
     root : folder of the records
     pairing : "all" (each window of a visit with its draw) or "horizon" (windows around the draw)
+    definition : what each target means (limit, unit), so that a model of other limits is not taken for one of these
     may_overlap : split by visit, so that patients may stand in two splits
     """
 
@@ -83,6 +84,7 @@ class Cohort:
     side: pl.DataFrame = field(default_factory=pl.DataFrame)
     pairing: str = "all"
     may_overlap: bool = False
+    definition: tuple = ()
     hash: str = ""
 
     @property
@@ -134,12 +136,12 @@ def write_cohort(folder, cohort, stage_hash):
     hashes = {name: file_hash(folder / f"{name}.parquet") for name in TABLES}
     document = {
         "stage_hash": stage_hash,
-        **{name: getattr(cohort, name) for name in ("targets", "components", "pairing", "may_overlap")},
+        **{name: getattr(cohort, name) for name in ("targets", "components", "pairing", "may_overlap", "definition")},
         "patients_in_two_splits": cohort.n_overlapping,
         "flow": cohort.flow,
         "root": str(cohort.root),
         "tables": hashes,
-        "hash": digest([cohort.targets, cohort.components, cohort.pairing, hashes]),
+        "hash": digest([cohort.targets, cohort.components, cohort.pairing, cohort.definition, hashes]),
     }
     write_document(folder / "cohort.json", "anyecg-cohort", document)
 
@@ -165,7 +167,8 @@ def open_cohort(folder):
         tables[name] = pl.read_parquet(path)
     return Cohort(
         targets=tuple(document["targets"]), components=tuple(document["components"]), pairing=document["pairing"],
-        may_overlap=document["may_overlap"], flow=[tuple(step) for step in document["flow"]],
+        may_overlap=document["may_overlap"], definition=tuple(map(tuple, document["definition"])),
+        flow=[tuple(step) for step in document["flow"]],
         root=Path(document["root"]), hash=document["hash"], **tables,
     )  # fmt: skip
 

@@ -77,10 +77,14 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing(folder):
-    """Return a hash of the names, sizes and times of all files below a folder; their contents are not read."""
+def listing(folder, *, without):
+    """Return a hash of the names, sizes and times of all files below a folder; their contents are not read.
+
+    ``without`` is a path whose files do not count: the run folder may lie among the recordings.
+    """
     found = []
-    for where, _, names in os.walk(folder):
+    for where, below, names in os.walk(folder):
+        below[:] = [name for name in below if (Path(where) / name).resolve() != Path(without).resolve()]
         for name in names:
             entry = Path(where) / name
             status = entry.lstat()

@@ -1,6 +1,7 @@
 """A cohort from MC-MED 1.0.1: visits, laboratory results and lead II waveforms, on one time axis."""
 
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ LAB_COLUMNS = (
 )  # fmt: skip
 TRIAGE = ("Triage_Temp", "Triage_HR", "Triage_RR", "Triage_SpO2", "Triage_SBP", "Triage_DBP")
 SEX = {"F": 0, "M": 1}
+# Results without a result time come after all others of their draw.
+LEFT_OUT = ("unreadable", "no base time", "overlaps another record")
+NO_RESULT_TIME = 2**62
 
 
 def _scan(path, wanted):
@@ -33,7 +37,9 @@ def _scan(path, wanted):
     missing = [name for name in wanted if name not in found]
     if missing:
         raise CohortError(f"{path}: column '{missing[0]}' is missing; found {', '.join(found)}")
-    return table
+    # An empty field counts as missing, quoted or not, and a name with spaces around it as the name.
+    stripped = pl.all().str.strip_chars()
+    return table.select(pl.when(stripped != "").then(stripped).name.keep())
 
 
 def _collect(table, path):
@@ -97,49 +103,51 @@ def read_draws(path, visits, targets, config):
         visit_row, time in microseconds, one int8 column a target, one float32 column ``value:COMPONENT`` each; and the
         flow of exclusions.
     """
-    table = _scan(path, LAB_COLUMNS)
     components = list(dict.fromkeys(target.component for target in targets))
-    units = {target.component: target.unit.strip().casefold() for target in targets}
-    sign, number = parse_results(pl.col("Component_value"))
-    anchor = microseconds(pl.col("Order_time" if config.anchor == "order" else "Result_time"))
-    unit = pl.col("Component_units").fill_null("").str.strip_chars().str.to_lowercase()
-    wanted_unit = pl.col("Component_name").replace_strict(units, default=None)
-    table = table.with_columns(
-        anchor=anchor, result=microseconds(pl.col("Result_time")), sign=sign, number=number,
-        low=pl.col("Component_nml_low").cast(pl.Float64, strict=False),
-        high=pl.col("Component_nml_high").cast(pl.Float64, strict=False),
-    ).with_columns(
-        reason=pl.when(~pl.col("CSN").is_in(visits["CSN"].to_list())).then(pl.lit("of an unknown visit"))
-        .when(~pl.col("Component_name").is_in(components)).then(pl.lit("of a component without target"))
-        .when(pl.col("anchor").is_null()).then(pl.lit(f"without {config.anchor} time"))
-        .when(pl.col("number").is_null()).then(pl.lit("not a number"))
-        .when((unit != wanted_unit) & pl.lit(config.units == "refuse")).then(pl.lit("in another unit"))
-        .fill_null("kept")
-    )  # fmt: skip
+    table = _reasoned(_scan(path, LAB_COLUMNS), visits, targets, components, config)
     counts = dict(_collect(table.group_by("reason").len(), path).iter_rows())
-    kept = _collect(
-        table.filter(pl.col("reason") == "kept").select(
-            "CSN", "anchor", "result", pl.col("Component_name").alias("component"), "sign",
-            pl.col("number").cast(pl.Float64), "low", "high",
-        ),
-        path,
-    )  # fmt: skip
-    row_of = pl.DataFrame({"CSN": visits["CSN"], "visit_row": np.arange(visits.height, dtype=np.int32)})
-    kept = kept.join(row_of, on="CSN").with_columns(pl.col("result").fill_null(2**62))
-    key = ["visit_row", "anchor", "component"]
-    # Of results of one component in one draw the first reported counts; two reported at once that differ cancel out.
-    kept = kept.unique([*key, "result", "sign", "number"]).sort(*key, "result", "number", "sign")
-    first = kept.filter(pl.col("result") == pl.col("result").min().over(key))
-    torn = first.filter(pl.len().over(key) > 1)
-    single = first.filter(pl.len().over(key) == 1)
     flow = [("rows in labs.csv", sum(counts.values()))]
     flow += [(f"- {reason}", n) for reason, n in sorted(counts.items()) if reason != "kept"]
-    flow += [
-        ("- repeated in a draw", counts.get("kept", 0) - first.height),
-        ("- contradicting another of the draw", torn.height),
-        ("results", single.height),
-    ]
-    return _wide(single, components, targets, config, flow)
+    # Only row numbers and values go to the temporary file; it keeps memory at one component's results at a time.
+    with tempfile.TemporaryDirectory(prefix="anyecg-") as folder:
+        spill = Path(folder) / "results.parquet"
+        try:
+            kept = table.filter(pl.col("reason") == "kept")
+            kept.select("visit_row", "anchor", "result", "code", "sign", "number", "low", "high").sink_parquet(spill)
+        except (pl.exceptions.PolarsError, OSError) as cause:
+            raise CohortError(f"{path}: cannot be read on ({str(cause).splitlines()[0]})") from None
+        return _wide(pl.scan_parquet(spill), counts.get("kept", 0), components, targets, config, flow)
+
+
+def _plain_unit(unit):
+    return unit.strip().lower().replace("\u00b5", "u").replace("\u03bc", "u")
+
+
+def _reasoned(table, visits, targets, components, config):
+    """Add to each row of labs.csv its visit row, anchor, parsed result, component code, and why it is left out."""
+    units = {target.component: _plain_unit(target.unit) for target in targets}
+    sign, number = parse_results(pl.col("Component_value"))
+    name = pl.col("Component_name").fill_null("")
+    unit = pl.col("Component_units").fill_null("").str.to_lowercase().str.replace_all("[µμ]", "u")
+    other_unit = unit != name.replace_strict(units, default="")
+    rows = pl.LazyFrame({"CSN": visits["CSN"], "visit_row": np.arange(visits.height, dtype=np.int32)})
+    codes = {component: code for code, component in enumerate(components)}
+    limits = [pl.col(f"Component_nml_{side}").cast(pl.Float64, strict=False).alias(side) for side in ("low", "high")]
+    table = table.join(rows, on="CSN", how="left").with_columns(
+        *limits,
+        anchor=microseconds(pl.col("Order_time" if config.anchor == "order" else "Result_time")),
+        result=microseconds(pl.col("Result_time")).fill_null(NO_RESULT_TIME),
+        code=name.replace_strict(codes, default=-1, return_dtype=pl.Int16),
+        sign=sign, number=number,
+    )  # fmt: skip
+    return table.with_columns(
+        reason=pl.when(pl.col("visit_row").is_null()).then(pl.lit("of an unknown visit"))
+        .when(pl.col("code") < 0).then(pl.lit("of a component without target"))
+        .when(pl.col("anchor").is_null()).then(pl.lit(f"without {config.anchor} time"))
+        .when(pl.col("number").is_null()).then(pl.lit("not a number"))
+        .when(other_unit & pl.lit(config.units == "refuse")).then(pl.lit("in another unit"))
+        .otherwise(pl.lit("kept"))
+    )  # fmt: skip
 
 
 NOT_BLOOD = r"(?i)\b(urine|ua|csf|fluid|stool|fecal|feces|sputum|swab|saliva|semen)\b"
@@ -165,14 +173,18 @@ def candidate_targets(config, *, min_visits):
     table = _scan(path, LAB_COLUMNS)
     has_ecg = {folder.parent.name for folder in (root / "waveforms").glob("*/*/II") if any(folder.glob("*.hea"))}
     number = parse_results(pl.col("Component_value"))[1]
-    unit = pl.col("Component_units").fill_null("").str.strip_chars()
-    counted = table.group_by(pl.col("Component_name").fill_null("").alias("component")).agg(
-        results=pl.len(),
-        visits=pl.col("CSN").n_unique(),
-        visits_with_ecg=pl.col("CSN").filter(pl.col("CSN").is_in(list(has_ecg))).n_unique(),
-        numeric=number.is_not_null().mean(),
-        unit=unit.mode().sort().first(),
-        units=unit.n_unique(),
+    table = table.with_columns(
+        component=pl.col("Component_name").fill_null(""), unit=pl.col("Component_units").fill_null("")
+    )
+    by_unit = _collect(table.group_by("component", "unit").len(), path).sort("component", "len", "unit")
+    units = by_unit.group_by("component", maintain_order=True).agg(unit=pl.col("unit").last(), units=pl.len())
+    pairs = table.group_by("component", "CSN").agg(results=pl.len(), numeric=number.is_not_null().sum())
+    with_ecg = pl.col("CSN").is_in(list(has_ecg)).fill_null(False)
+    counted = pairs.group_by("component").agg(
+        results=pl.col("results").sum(),
+        visits=pl.len(),
+        visits_with_ecg=with_ecg.sum(),
+        numeric=pl.col("numeric").sum() / pl.col("results").sum(),
     )
     components = [target.component for target in read_targets(config.targets)]
     excluded = (
@@ -181,21 +193,39 @@ def candidate_targets(config, *, min_visits):
         .when(pl.col("visits_with_ecg") < min_visits).then(pl.lit("rare"))
         .otherwise(pl.lit(""))
     )  # fmt: skip
-    found = _collect(counted, path)
+    found = _collect(counted, path).join(units, on="component")
     found = found.with_columns(in_table=pl.col("component").is_in(components), excluded=excluded)
     return found.sort(["visits_with_ecg", "component"], descending=[True, False])
 
 
-def _wide(results, components, targets, config, flow):
+def _single(results, component_code):
+    """Return one result a draw of one component, and how many repeated or contradicted another.
+
+    Of several the first reported counts; two reported at the same moment that differ cancel each other out.
+    """
+    mine = results.filter(pl.col("code") == component_code).collect(engine="streaming")
+    key = ["visit_row", "anchor"]
+    ordered = mine.sort(*key, "result", "number", "sign", "low", "high")
+    distinct = ordered.unique([*key, "result", "sign", "number"], keep="first", maintain_order=True)
+    first = distinct.filter(pl.col("result") == pl.col("result").min().over(key))
+    alone = pl.len().over(key) == 1
+    return first.filter(alone), mine.height - first.height, first.filter(~alone).height
+
+
+def _wide(results, n_results, components, targets, config, flow):
     """Lay results out as one row a draw."""
-    draws = results.select("visit_row", "anchor").unique().sort("visit_row", "anchor")
+    draws = results.select("visit_row", "anchor").unique().collect(engine="streaming").sort("visit_row", "anchor")
     draws = draws.with_columns(draw=pl.int_range(pl.len(), dtype=pl.Int64))
-    results = results.join(draws, on=["visit_row", "anchor"])
     value_DC = np.full((draws.height, len(components)), np.nan, np.float32)
     label_DC = np.full((draws.height, len(targets)), -1, np.int8)
-    n_undecided = 0
+    seen_D = np.zeros(draws.height, bool)
+    n_read = n_kept = n_repeated = n_torn = n_undecided = 0
     for column, component in enumerate(components):
-        mine = results.filter(pl.col("component") == component)
+        mine, repeated, torn = _single(results, column)
+        n_read += mine.height + repeated + torn
+        mine = mine.join(draws, on=["visit_row", "anchor"], how="left", maintain_order="left")
+        n_kept, n_repeated, n_torn = n_kept + mine.height, n_repeated + repeated, n_torn + torn
+        seen_D[mine["draw"].to_numpy()] = True
         exact = mine.filter(pl.col("sign") == "=")
         value_DC[exact["draw"].to_numpy(), column] = exact["number"].to_numpy()
         for place, target in enumerate(targets):
@@ -205,12 +235,20 @@ def _wide(results, components, targets, config, flow):
             labels = mine.select(label_of(pl.col("sign"), pl.col("number"), target.direction, limit)).to_series()
             label_DC[mine["draw"].to_numpy(), place] = labels.to_numpy()
             n_undecided += int((labels == -1).sum())
-    flow += [("labels that a result cannot decide", n_undecided), ("draws", draws.height)]
+    if n_read != n_results:
+        raise CohortError(
+            f"labs.csv: {n_results} results when counted, {n_read} when read; it changed meanwhile, run again"
+        )
+    flow += [
+        ("- repeated in a draw", n_repeated), ("- contradicting another of the draw", n_torn), ("results", n_kept),
+        ("labels that a result cannot decide", n_undecided), ("draws", int(seen_D.sum())),
+    ]  # fmt: skip
     time = draws["anchor"] - round(config.lag_minutes * 60e6)
-    names = [target.name for target in targets]
     wide = pl.DataFrame({"visit_row": draws["visit_row"], "time": time})
-    wide = wide.hstack(pl.DataFrame(label_DC, schema=names))
-    return wide.hstack(pl.DataFrame(value_DC, schema=[f"value:{component}" for component in components])), flow
+    wide = wide.hstack(pl.DataFrame(label_DC, schema=[target.name for target in targets]))
+    wide = wide.hstack(pl.DataFrame(value_DC, schema=[f"value:{component}" for component in components]))
+    # A draw whose every result was contradicted has nothing to say.
+    return wide.filter(pl.Series(seen_D)), flow
 
 
 def find_waveforms(root, csn):
@@ -227,11 +265,14 @@ def read_records(root, visits, rows):
     Returns
     -------
     (polars.DataFrame, list)
-        visit_row, path, fs, start, n_samples; and (record, reason) of those left out.
+        visit_row, path, fs, start, n_samples, digest; and (record, reason) of those left out. A record that begins more
+        than a second before another of its visit ends is left out: each moment counts once.
     """
-    records, quarantine = [], []
+    records: list[tuple] = []
+    quarantine: list[tuple[str, str]] = []
     with Progress("waveforms", len(rows), " visits") as progress:
         for row in rows:
+            of_visit = []
             for path in find_waveforms(root, visits["CSN"][int(row)]):
                 try:
                     record = open_record(root / path, root=root)
@@ -242,7 +283,15 @@ def read_records(root, visits, rows):
                     quarantine.append((path, "no base time"))
                     continue
                 start = int(record.start.timestamp()) * 1_000_000 + record.start.microsecond
-                records.append((int(row), path, record.fs, start, record.n_samples, record.digest))
+                of_visit.append((int(row), path, record.fs, start, record.n_samples, record.digest))
+            end = -(2**62)
+            for found in sorted(of_visit, key=lambda found: found[3]):
+                _, path, fs, start, n_samples, _ = found
+                if start < end - 1_000_000:
+                    quarantine.append((path, "overlaps another record"))
+                    continue
+                end = start + round(n_samples / fs * 1e6)
+                records.append(found)
             progress.advance(1)
     return pl.DataFrame(records, schema=RECORD_SCHEMA, orient="row"), quarantine
 
@@ -283,10 +332,7 @@ def mcmed_cohort(config, *, seed):
         ("visits with draws", len(rows)),
         ("- without lead II waveforms", len(rows) - len(kept)),
         ("records found", records.height + len(quarantine)),
-        *(
-            (f"- {reason}", sum(r.startswith(reason) for _, r in quarantine))
-            for reason in ("unreadable", "no base time")
-        ),
+        *((f"- {reason}", sum(r.startswith(reason) for _, r in quarantine)) for reason in LEFT_OUT),
     ]
     patient = np.array([pseudonym(seed, "patient", name) for name in visits["MRN"]], np.uint64)
     if config.split in ("random", "chrono"):
@@ -319,4 +365,5 @@ def mcmed_cohort(config, *, seed):
         side=chosen.select("Race", "Ethnicity", *(name for name in chosen.columns if name in TRIAGE)),
         quarantine=pl.DataFrame(quarantine, schema={"record": pl.String, "reason": pl.String}, orient="row"),
         flow=flow, root=root.resolve(), pairing="horizon", may_overlap=config.split == "visit",
+        definition=tuple((t.name, t.limit, t.unit, config.limits, config.units) for t in targets),
     )  # fmt: skip

@@ -328,7 +328,7 @@ def shard_attributes(cohort, config, split, plan_hash):
         "preset": config.preset,
         "preset_hash": preset_hash(config.preset, config.fs),
         "targets": json.dumps(cohort.targets),
-        "target_hash": digest(cohort.targets),
+        "target_hash": digest([cohort.targets, cohort.definition]),
         "components": json.dumps(cohort.components),
         "split": SPLITS[split],
         "plan_hash": plan_hash,

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -74,12 +75,15 @@ def read_targets(path=""):
             limit, paper_auroc = float(row["limit"]), float(row.get("paper_auroc") or "nan")
         except ValueError:
             raise CohortError(f"{path} line {number}: limit {row['limit']!r}; wanted a number") from None
-        if row["direction"] not in ("low", "high") or limit != limit:
+        if row["direction"] not in ("low", "high") or not math.isfinite(limit) or not row["component"].strip():
             raise CohortError(
                 f"{path} line {number}: {row['direction']!r} {row['limit']!r}; wanted low or high, a number"
             )
         targets.append(Target(row["component"], row["direction"], limit, row["unit"], paper_auroc))
     names = [target.name for target in targets]
+    units = {(target.component, target.unit) for target in targets}
+    if len(units) > len({target.component for target in targets}):
+        raise CohortError(f"{path}: two units of one component; give all its targets in one unit")
     if not targets or len(set(names)) < len(names):
         raise CohortError(f"{path or 'target table'}: no target, or one that stands twice")
     return targets

@@ -119,8 +119,10 @@ class Validation:
             logits = [model(x.to(self.device)).float().cpu() for x in self.batches or []]
         model.train()
         n_targets = self.labels.shape[1]
-        gathered = self.comm.allgather(torch.cat(logits).numpy() if logits else np.empty((0, n_targets), np.float32))
-        logit_BC = np.concatenate(gathered)
+        gathered = self.comm.gather(torch.cat(logits).numpy() if logits else np.empty((0, n_targets), np.float32))
+        return self.comm.bcast(self._summarise(np.concatenate(gathered)) if self.comm.rank == 0 else None)
+
+    def _summarise(self, logit_BC):
         if not (self.labels >= 0).any():
             return float("nan"), float("nan")
         loss = masked_bce(torch.from_numpy(logit_BC), torch.from_numpy(self.labels)).item()

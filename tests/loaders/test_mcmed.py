@@ -62,7 +62,7 @@ def mcmed(tmp_path):
         ("m1", "99000002", "61", "F", "White", "Non-Hispanic", "36.6", "", iso(900)),
         ("m2", "99000003", "40", "M", "Asian", "Hispanic", "37.0", "99", iso(0)),
         ("m3", "99000004", "", "X", "Other", "", "", "", iso(0)),
-        ("m4", "99000005", "50", "M", "Other", "", "", "", iso(0)),
+        ("m4 ", "99000005", "50", "M", "Other", "", "", "", iso(0)),
         ("m4", "99000005", "50", "M", "Other", "", "", "", iso(0)),
         ("m5", "99000006", "50", "M", "Other", "", "", "", iso(0)),
         ("m6", "99000006", "50", "M", "Other", "", "", "", iso(0)),
@@ -81,6 +81,11 @@ def mcmed(tmp_path):
         ("99000003", "soon", iso(3), "x", "", "POTASSIUM", "4", "4", "mmol/L", "", "", ""),
     ]  # fmt: skip
     write(root / "labs.csv", LABS, rows)
+    rows += [(None, *potassium("x", 30, "4")[1:]), ("", *potassium("x", 30, "4")[1:]), lab("99000001", 30, "", "5", "")]
+    with (root / "labs.csv").open("a", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
+            [["" if cell is None else cell for cell in row] for row in rows[16:]]
+        )
     for number, minutes in ((2, 31), (10, 60), (1, 25)):
         waveform(root, "99000001", number, minutes)
     waveform(root, "99000002", 1, 925, seed=10)
@@ -114,9 +119,10 @@ def test_every_row_of_both_tables_is_kept_or_counted_by_reason(mcmed):
         1,
     )
     first, last = steps.index("rows in labs.csv"), steps.index("results")
-    assert numbers["rows in labs.csv"] == numbers["results"] + sum(n for _, n in flow[first + 1 : last]) == 16
+    assert numbers["rows in labs.csv"] == numbers["results"] + sum(n for _, n in flow[first + 1 : last]) == 19
+    assert (numbers["- of an unknown visit"], numbers["- of a component without target"]) == (3, 2)
     for reason in (
-        "- of an unknown visit", "- of a component without target", "- without order time", "- not a number",
+        "- without order time", "- not a number",
         "- in another unit",
     ):  # fmt: skip
         assert numbers[reason] == 1
@@ -162,6 +168,35 @@ def test_limits_of_the_file_replace_those_of_the_table(mcmed):
     write(mcmed / "labs.csv", LABS, [potassium("99000001", 30, "5.5", low="3.0", high="6.0")])
     assert cohort_of(mcmed).draws["POTASSIUM high"].to_list() == [1]
     assert cohort_of(mcmed, limits="file").draws["POTASSIUM high"].to_list() == [0]
+
+
+def test_a_doubled_or_overlapping_recording_counts_once(mcmed):
+    folder = mcmed / "waveforms/003/99000003/II"
+    for suffix in ("hea", "dat"):
+        text = (folder / f"99000003_1.{suffix}").read_bytes().replace(b"99000003_1", b"99000003_2")
+        (folder / f"99000003_2.{suffix}").write_bytes(text)
+    cohort = cohort_of(mcmed)
+    assert cohort.records["path"].str.contains("99000003").sum() == 1
+    assert dict(cohort.flow)["- overlaps another record"] == 1
+    assert ("waveforms/003/99000003/II/99000003_2", "overlaps another record") in cohort.quarantine.rows()
+
+
+def test_a_micro_sign_is_a_u(mcmed, tmp_path):
+    (tmp_path / "t.csv").write_text("component,direction,limit,unit\nIRON,high,5,\u00b5g/dL\n", encoding="utf-8")
+    write(
+        mcmed / "labs.csv",
+        LABS,
+        [lab("99000001", 30 + n, "IRON", "6", u) for n, u in enumerate(("ug/dL", "\u03bcg/dl"))],
+    )
+    cohort = cohort_of(mcmed, targets=str(tmp_path / "t.csv"))
+    assert cohort.draws["IRON high"].to_list() == [1, 1]
+
+
+def test_the_run_folder_may_lie_among_the_recordings(mcmed):
+    (mcmed / "c.toml").write_text(
+        'folder = "run"\n[cohort]\nkind = "mcmed"\npath = "."\n[shard]\nranks = 1\nmax_bad_fraction = 0.5\n'
+    )
+    assert [anyecg(stage, mcmed / "c.toml").returncode for stage in ("cohort", "shard")] == [0, 0]
 
 
 def test_units_may_be_ignored(mcmed):

@@ -66,6 +66,9 @@ def test_no_number_is_no_label():
         ("component,direction,limit,unit\nK,high,x,m\n", "limit 'x'; wanted a number"),
         ("component,direction,limit,unit\nK,high,nan,m\n", "wanted low or high, a number"),
         ("component,direction,limit,unit\nK,high,5,m\nK,high,6,m\n", "stands twice"),
+        ("component,direction,limit,unit\nK,high,5,m\nK,low,3,g\n", "two units of one component"),
+        ("component,direction,limit,unit\nK,high,1e999,m\n", "wanted low or high, a number"),
+        ("component,direction,limit,unit\n,high,5,m\n", "wanted low or high, a number"),
         ("component,direction,limit,unit\n", "no target"),
     ],
 )
