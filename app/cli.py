@@ -233,7 +233,7 @@ def _verify(config):
 
 def _targets(config, arguments):
     from anyecg.loaders.files import replacing
-    from anyecg.loaders.mcmed import candidate_targets
+    from anyecg.loaders.labs import candidate_targets
 
     if config.cohort.kind != "mcmed":
         raise AnyECGError("targets counts the components of MC-MED's labs.csv; set cohort.kind = 'mcmed'")

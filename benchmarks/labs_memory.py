@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from anyecg.loaders.cohort import CohortConfig
-from anyecg.loaders.mcmed import LAB_COLUMNS, read_draws
+from anyecg.loaders.labs import LAB_COLUMNS, read_draws
 from anyecg.loaders.targets import read_targets
 
 BLOCK = 500_000

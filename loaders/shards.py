@@ -5,7 +5,6 @@ import json
 import logging
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,20 +13,8 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from anyecg.kernels.prepare import prepare, preset_hash
-from anyecg.kernels.resample import resample
-from anyecg.kernels.segment import (
-    DROPPED,
-    FLAG_NAMES,
-    FLAT,
-    GAP_FILLED,
-    NONFINITE,
-    PADDED,
-    fill_gaps,
-    grid,
-    quality,
-    quantise,
-)
+from anyecg.kernels.prepare import preset_hash
+from anyecg.kernels.segment import DROPPED, FLAG_NAMES
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import AnyECGError, RecordError, ShardError
 from anyecg.loaders.files import FORMATS, check_format, code_version, digest, file_hash, replacing, write_quarantine
@@ -37,9 +24,9 @@ from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.records import open_record
 from anyecg.loaders.settings import Section
+from anyecg.loaders.windows import SECONDS, drop_reasons, find_windows, store_windows
 
 log = logging.getLogger(__name__)
-SECONDS = 10
 CHUNK_WINDOWS = 64
 ALL_HORIZONS = 0b111
 SETS = {
@@ -102,93 +89,6 @@ def plan(cohort, config):
     return shards
 
 
-@dataclass(frozen=True)
-class FoundWindows:
-    """The windows of one recording, judged but not yet filtered.
-
-    Attributes
-    ----------
-    signal : float32 array, shape (samples,)
-        mV at the record's own rate ``fs``, gaps up to 40 ms filled.
-    start_W, n_in
-        First sample of each window, and how many samples a window has.
-    flags_W : uint8 array
-    padded : bool
-        The recording is shorter than a window and is its only one.
-    """
-
-    name: str
-    signal: np.ndarray
-    fs: float
-    start_W: np.ndarray
-    n_in: int
-    flags_W: np.ndarray
-    padded: bool
-
-
-def find_windows(record, *, pad_short):
-    """Read a recording, cut it on one grid from its start, and judge each raw window.
-
-    Raises
-    ------
-    RecordError
-        Unreadable.
-    """
-    signal, was_filled = fill_gaps(record.read(), fs=record.fs)
-    n_in = int(SECONDS * record.fs)
-    start_W = grid(len(signal), fs=record.fs, seconds=SECONDS)
-    padded = bool(pad_short and 0 < len(signal) < SECONDS * record.fs)
-    if padded:
-        start_W, n_in = np.zeros(1, np.int64), len(signal)
-    raw_WT = np.stack([signal[s : s + n_in] for s in start_W]) if len(start_W) else np.empty((0, n_in))
-    flags_W = quality(raw_WT, fs=record.fs)
-    flags_W[[was_filled[s : s + n_in].any() for s in start_W]] |= GAP_FILLED
-    flags_W[:] |= PADDED if padded else 0
-    return FoundWindows(record.name, signal, record.fs, start_W, n_in, flags_W, padded)
-
-
-def store_windows(found, chosen_W, config):
-    """Resample, filter and quantise the chosen windows of a recording; those that are not finite or flat become zeros.
-
-    Parameters
-    ----------
-    found : FoundWindows
-    chosen_W : bool array, shape (windows,)
-    config : ShardConfig
-
-    Returns
-    -------
-    (int16 (chosen, samples), float32 scale (chosen,))
-
-    Raises
-    ------
-    RecordError
-        A sampling rate that makes no rational ratio with ``config.fs``.
-    """
-    n_out = SECONDS * config.fs
-    whole_W = chosen_W & ((found.flags_W & (FLAT | NONFINITE)) == 0)
-    stored_WT = np.zeros((len(chosen_W), n_out), np.float32)
-    if whole_W.any():
-        try:
-            # Beyond a long gap the filter sees zeros, as it does beyond the ends of the record.
-            rate_T = resample(np.nan_to_num(found.signal, nan=0.0), fs_in=found.fs, fs_out=config.fs)
-        except ValueError as cause:
-            raise RecordError(f"{found.name}: {cause}") from None
-        n_used = min(len(rate_T), n_out) if found.padded else n_out
-        start_W = np.zeros(1, np.int64) if found.padded else grid(len(rate_T), fs=config.fs, seconds=SECONDS)
-        window_WT = np.stack([rate_T[s : s + n_used] for s in start_W[: len(whole_W)][whole_W]])
-        preset = config.preset if n_used >= config.fs else "none"
-        stored_WT[whole_W, :n_used] = prepare(window_WT, fs=config.fs, preset=preset, zscore=False)
-    return quantise(stored_WT[chosen_W])
-
-
-def drop_reasons(flags_W):
-    """Count the windows that a shard does not take, by their first reason."""
-    dropped = flags_W[(flags_W & DROPPED) > 0]
-    reasons = [next(name for flag, name in FLAG_NAMES.items() if flags & flag & DROPPED) for flags in dropped]
-    return Counter(f"windows dropped: {reason}" for reason in reasons)
-
-
 def _read_visit(records, cohort, config, reach, counts, quarantine):
     """Return [(FoundWindows, start in us)] of the readable records of a visit that come near a draw."""
     found = []
@@ -248,7 +148,7 @@ def _collect_visit(visit, records, time_D, cohort, config, seed, counts, quarant
         chosen_W = good_W.copy()
         chosen_W[good_W] = paired_W[here]
         try:
-            signal_WT, scale_W = store_windows(windows, chosen_W, config)
+            signal_WT, scale_W = store_windows(windows, chosen_W, fs=config.fs, preset=config.preset)
         except RecordError as cause:
             counts["records dropped: unreadable"] += 1
             counts["windows dropped: unreadable"] += int(chosen_W.sum())

@@ -15,8 +15,8 @@ from anyecg.loaders.index import Index
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.records import find_records, open_record
-from anyecg.loaders.shards import ShardConfig, find_windows, store_windows
 from anyecg.loaders.stream import rows_of_rank
+from anyecg.loaders.windows import find_windows, store_windows
 from anyecg.train.batches import WindowBatches
 from anyecg.train.model import check_target_table, open_model
 
@@ -134,10 +134,9 @@ def score_record(model, card, record):
         Window starts in seconds and float32 logits, NaN for windows that are flat or not finite; a short recording is
         one padded window.
     """
-    config = ShardConfig(preset=card["preset"], fs=card["fs"])
     found = find_windows(record, pad_short=True)
     flags_W = found.flags_W
-    signal_WT, scale_W = store_windows(found, np.ones(len(flags_W), bool), config)
+    signal_WT, scale_W = store_windows(found, np.ones(len(flags_W), bool), fs=card["fs"], preset=card["preset"])
     logit_WC = np.full((len(scale_W), len(card["targets"])), np.nan, np.float32)
     good = (flags_W & (FLAT | NONFINITE)) == 0
     if good.any():

@@ -13,7 +13,8 @@ from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import RecordError, ShardError, UpgradeNeeded
 from anyecg.loaders.index import open_index, verify
 from anyecg.loaders.records import Record, open_record
-from anyecg.loaders.shards import SETS, ShardConfig, describe_shard, drop_reasons, find_windows, store_windows
+from anyecg.loaders.shards import SETS, ShardConfig, describe_shard
+from anyecg.loaders.windows import drop_reasons, find_windows, store_windows
 
 from ..conftest import DEMO, anyecg, on_ranks, write_small_config
 from ..kernels.test_prepare import scipy_chain
@@ -29,7 +30,7 @@ def cut_record(record, config, *, keep_all=False):
     """Return what a folder's shard takes of a record, or with ``keep_all`` what prediction scores."""
     found = find_windows(record, pad_short=config.pad_short or keep_all)
     chosen = (found.flags_W & DROPPED) == 0 if not keep_all else np.ones(len(found.flags_W), bool)
-    signal_WT, scale_W = store_windows(found, chosen, config)
+    signal_WT, scale_W = store_windows(found, chosen, fs=config.fs, preset=config.preset)
     return signal_WT, scale_W, found.start_W[chosen] / found.fs, found.flags_W[chosen], drop_reasons(found.flags_W)
 
 
