@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from anyecg.kernels.segment import FLAT, NONFINITE
-from anyecg.loaders.errors import ModelError, RecordError
+from anyecg.loaders.errors import AnyECGError, ModelError, RecordError
 from anyecg.loaders.files import FORMATS, check_format, code_version, replacing, write_quarantine
 from anyecg.loaders.index import Index
 from anyecg.loaders.progress import Progress
@@ -46,7 +46,7 @@ def predict_shards(path, index: Index, model_folder, *, prefetch, comm, stage_ha
             parts = [np.empty((0, len(index.targets)), np.float32)]
             try:
                 parts += _logits(model, index, mine, prefetch, device, progress, comm.size)
-            except Exception as cause:  # a DALI worker's error comes back as its own type
+            except (AnyECGError, RuntimeError) as cause:  # DALI gives back what our source raised as RuntimeError
                 error = ModelError(f"predicting {split}: {cause}")
             share_error(comm, error)
             gathered = comm.gather(np.concatenate(parts))
