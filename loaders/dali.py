@@ -1,12 +1,13 @@
 """Carry batches of windows to the network: one DALI pipeline for the CPU and the GPU."""
 
 import math
+import re
 
 import numpy as np
 from pydantic import Field
 
 from anyecg.kernels.counter import uniform
-from anyecg.loaders.errors import AnyECGError
+from anyecg.loaders.errors import AnyECGError, ShardError
 from anyecg.loaders.files import digest
 from anyecg.loaders.settings import Section
 
@@ -94,6 +95,24 @@ def make_pipeline(source, *, batch_size, n_samples, augmented, prefetch, device_
     built = pipeline()
     built.build()
     return built
+
+
+def next_batch(pipeline):
+    """Run the pipeline once; return its outputs as torch tensors.
+
+    Raises
+    ------
+    ShardError
+        The source found a damaged chunk; DALI gives that back as text inside an error of its own.
+    """
+    try:
+        outputs = pipeline.run()
+    except RuntimeError as cause:
+        found = re.search(r"ShardError: (.+)", str(cause))
+        if found is None:
+            raise
+        raise ShardError(found[1].strip()) from None
+    return to_torch(outputs)
 
 
 def to_torch(outputs):

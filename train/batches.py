@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from anyecg.loaders.dali import augmentation, make_pipeline, to_torch
+from anyecg.loaders.dali import augmentation, make_pipeline, next_batch
 from anyecg.loaders.stream import ChunkReader, batch, n_batches, rows_of_rank
 
 
@@ -59,7 +59,7 @@ class PairBatches:
 
     def next(self):
         """Return the next batch of this rank: float32 (B, leads, samples), int8 labels (B, targets)."""
-        return to_torch(self.pipeline.run())
+        return next_batch(self.pipeline)
 
 
 class WindowBatches:
@@ -82,4 +82,4 @@ class WindowBatches:
 
     def __iter__(self):
         for _ in range(0, len(self.windows), self.batch_size):
-            yield to_torch(self.pipeline.run())[0]
+            yield next_batch(self.pipeline)[0]

@@ -147,6 +147,21 @@ def _stopping_after(epochs):
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
+def test_a_damaged_chunk_stops_the_training_with_its_windows_named(small_index, shards_only):
+    config, run = shards_only()
+    shard, first, n_windows, offset, *_ = (int(value) for value in small_index.tables["chunks"][0])
+    with (run / "shards" / small_index.head["shards"][shard]["name"]).open("r+b") as file:
+        file.seek(offset + 1000)
+        byte = file.read(1)[0]
+        file.seek(offset + 1000)
+        file.write(bytes([byte ^ 1]))
+    done = anyecg("finetune", config)
+    assert done.returncode == 2
+    assert f"windows {first} to {first + n_windows - 1} of the index are damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (run / "model/card.json").exists()
+
+
 def test_the_learning_rate_rises_then_falls_to_zero():
     rates = [learning_rate_factor(step, n_steps=100, warmup_fraction=0.1) for step in range(101)]
     assert rates[9] == 1
