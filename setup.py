@@ -38,6 +38,7 @@ setup(
         "numba>=0.61",
         "numpy>=2.0",
         "polars>=1.20",
+        "pyarrow>=18",
         "pydantic>=2.10",
         "safetensors>=0.5",
         "scipy>=1.14",

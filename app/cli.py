@@ -23,6 +23,7 @@ around them
   demo       the whole chain on real ECGs      anyecg demo
   run        all stages, kept where unchanged  anyecg run config.toml
   verify     shards against their checksums    anyecg verify config.toml
+  simulate   MC-MED's layout, known truth      anyecg simulate --out sim --visits 300 --hours 1 --seed 1
   targets    components of labs.csv, counted   anyecg targets config.toml --out candidates.csv
   doctor     what this machine has and lacks   anyecg doctor
   config     the resolved config, explained    anyecg config config.toml seed=7
@@ -55,6 +56,13 @@ def _parser():
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
     demo.add_argument("--resume", action="store_true", help="continue what is there instead of starting anew")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="as in finetune.epochs=3")
+    simulate = commands.add_parser("simulate", help=argparse.SUPPRESS)
+    simulate.add_argument("--out", type=Path, required=True, help="folder to write")
+    simulate.add_argument("--visits", type=int, required=True, help="number of visits")
+    simulate.add_argument("--hours", type=float, required=True, help="length of a visit")
+    simulate.add_argument("--seed", type=int, default=0, help="another seed, other visits (0)")
+    simulate.add_argument("--replay", type=Path, help="folder of WFDB records with .atr: replay and alter their beats")
+    simulate.add_argument("--ranks", type=int, default=2, help="MPI ranks started on this machine (2)")
     commands.add_parser("doctor", help=argparse.SUPPRESS)
     return parser
 
@@ -91,13 +99,31 @@ def _lock(folder):
     return file
 
 
+def _as_rank(name, comm, work):
+    """Run ``work`` as one rank of a job; return the exit code, and end all ranks where only this one fails."""
+    try:
+        work()
+    except AnyECGError as cause:
+        if not cause.on_every_rank:
+            print(f"anyecg {name}: {cause} (rank {comm.rank})", file=sys.stderr, flush=True)
+            comm.Abort(2)
+        if comm.rank == 0:
+            print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
+        return 2
+    except BaseException:
+        logging.getLogger(__name__).exception("rank %d failed", comm.rank)
+        comm.Abort(1)
+    return 0
+
+
 def _on_ranks(name, config):
     """Run one stage on this rank of a job that mpirun or srun started; return the exit code."""
     from anyecg.app.stages import STAGES
     from anyecg.loaders.ranks import share_error, world
 
     comm = world()
-    try:
+
+    def work():
         error, lock, wanted = None, None, ""
         try:
             _log_to(config.folder, name)
@@ -114,17 +140,8 @@ def _on_ranks(name, config):
         STAGES[name].run(config, comm, wanted)
         if lock:
             lock.close()
-    except AnyECGError as cause:
-        if not cause.on_every_rank:
-            print(f"anyecg {name}: {cause} (rank {comm.rank})", file=sys.stderr, flush=True)
-            comm.Abort(2)
-        if comm.rank == 0:
-            print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
-        return 2
-    except BaseException:
-        logging.getLogger(__name__).exception("rank %d failed", comm.rank)
-        comm.Abort(1)
-    return 0
+
+    return _as_rank(name, comm, work)
 
 
 def _run_stage(name, config):
@@ -175,16 +192,17 @@ def _report(config):
 
 def _run_chain(config):
     from anyecg.app.report import text_table
+    from anyecg.app.stages import check_inputs
     from anyecg.train.evaluate import read_results
 
-    for name in CHAIN:
+    check_inputs(config)
+    for name in CHAIN[:-1]:
         code = _run_stage(name, config)
         if code:
             return code
     print()
     print(text_table(read_results(Path(config.folder) / "results.json")))
-    print(f"\nreport: {Path(config.folder) / 'report.html'}")
-    return 0
+    return _report(config)
 
 
 def _demo(arguments):
@@ -217,6 +235,43 @@ def _predict_files(arguments):
     n_records, n_bad = predict_files(arguments.model, arguments.input, arguments.out)
     print(f"{arguments.out}: {n_records} records, {n_bad} of them unreadable")
     return 0
+
+
+def _simulate(arguments):
+    from anyecg.loaders.progress import on_terminal
+    from anyecg.loaders.ranks import under_launcher, world
+    from anyecg.loaders.simulate import simulate
+
+    if arguments.ranks < 1:
+        raise AnyECGError(f"--ranks {arguments.ranks}; wanted 1 or more")
+    if arguments.ranks > 1 and not under_launcher():
+        from anyecg.slurm.launch import start_ranks
+
+        passed = {
+            "out": arguments.out.absolute(),
+            **{key: getattr(arguments, key) for key in ("visits", "hours", "seed")},
+        }
+        passed |= {"replay": arguments.replay.absolute()} if arguments.replay else {}
+        return start_ranks(["simulate", *(f"--{key}={value}" for key, value in passed.items())], arguments.ranks)
+    comm = world()
+    level = logging.INFO if comm.rank == 0 and not on_terminal() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+
+    def work():
+        start = time.monotonic()
+        fresh = simulate(
+            arguments.out,
+            n_visits=arguments.visits,
+            hours=arguments.hours,
+            seed=arguments.seed,
+            comm=comm,
+            replay=arguments.replay,
+        )
+        if comm.rank == 0:
+            said = f"done in {time.monotonic() - start:.0f} s" if fresh else "kept, it holds just this simulation"
+            print(f"{arguments.out}: {said}", flush=True)
+
+    return _as_rank("simulate", comm, work)
 
 
 def _verify(config):
@@ -254,6 +309,8 @@ def _dispatch(arguments):
         return examine()
     if arguments.command == "demo":
         return _demo(arguments)
+    if arguments.command == "simulate":
+        return _simulate(arguments)
     if arguments.command == "predict" and (arguments.model or arguments.input or arguments.out):
         return _predict_files(arguments)
     if arguments.command == "predict" and not arguments.config:

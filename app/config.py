@@ -16,6 +16,7 @@ from anyecg.loaders.settings import Section
 from anyecg.loaders.shards import ShardConfig
 from anyecg.train.evaluate import EvaluateConfig
 from anyecg.train.finetune import FinetuneConfig
+from anyecg.train.predict import PredictConfig
 
 MAX_BYTES = 1_000_000
 
@@ -29,10 +30,18 @@ class Config(Section):
     shard: ShardConfig = ShardConfig()
     stream: StreamConfig = StreamConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    predict: PredictConfig = PredictConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-PATHS = (("folder",), ("cohort", "path"), ("cohort", "labels"), ("cohort", "targets"))
+PATHS = (
+    ("folder",),
+    ("cohort", "path"),
+    ("cohort", "labels"),
+    ("cohort", "targets"),
+    ("finetune", "weights"),
+    ("predict", "model"),
+)
 
 
 def known_keys():
@@ -70,7 +79,7 @@ def _override(tree, text, folder):
         parsed = tomllib.loads(f"value = {value}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         parsed = value
-    if names in PATHS and isinstance(parsed, str):
+    if names in PATHS and isinstance(parsed, str) and parsed:
         parsed = str(folder / parsed)
     for name in names[:-1]:
         tree = tree.setdefault(name, {})

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from anyecg.app.config import Config, render_config
+from anyecg.app.stages import model_folder
 from anyecg.kernels.auroc import METRICS
 from anyecg.kernels.segment import FLAG_NAMES
-from anyecg.loaders.cohort import open_cohort
+from anyecg.loaders.cohort import open_cohort, read_reference
 from anyecg.loaders.files import code_version, write_text
 from anyecg.loaders.stream import ChunkReader, open_index
 from anyecg.train.evaluate import one_target, read_results, units_of
@@ -34,8 +35,12 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "svg.fonttype": "none", "svg.hashsalt": "anyecg", "axes.edgecolor": "#5b6675", "axes.labelcolor": "#1c2430",
 }  # fmt: skip
+# Beside our AUROC in the plot: the paper's figure, and the best that any model can reach on simulated data.
+REFERENCE_MARKS = {"paper": "D", "truth": "|"}
 MAX_ROC_TARGETS = 8
 MAX_EXAMPLE_TARGETS = 6
+# Beyond this many rows the tables are folded and the plot shows one horizon and level.
+MANY_ROWS = 24
 
 
 def _svg(figure, **options):
@@ -55,6 +60,11 @@ def _value(value):
 
 def text_table(rows):
     """Return the results as lines for a terminal, AUROC and AUPRC with their CIs."""
+    n_all = len(rows)
+    if n_all > MANY_ROWS:
+        main = _main_group(rows)
+        rows = [row for row in rows if (row["horizon_min"], row["level"]) == main and not np.isnan(row["auroc"])]
+        rows = sorted(rows, key=lambda row: -row["auroc"])[:MANY_ROWS]
     lines = [("target", "level", "min", "n", "positive", "AUROC", "its CI", "AUPRC", "sens", "spec", "F1")]
     for row in rows:
         lines.append(
@@ -66,7 +76,8 @@ def text_table(rows):
         )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
+    more = [f"the best {len(rows)} of {n_all} rows; results.csv and the report hold all"] if len(rows) < n_all else []
+    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:], *more])
 
 
 def _roc(index, scores, rows, horizon_min, level):
@@ -93,25 +104,65 @@ def _roc(index, scores, rows, horizon_min, level):
     return _svg(figure, bbox_inches="tight")
 
 
-def _forest(rows, confidence):
-    """Draw the AUROC of every row with its CI."""
+def _forest(rows, confidence, reference, paper):
+    """Draw the AUROC of every row with its CI, and what others found."""
     rows = [row for row in rows if not np.isnan(row["auroc"])]
-    figure = Figure(figsize=(5.6, 1.2 + 0.34 * max(len(rows), 4)))
+    many = len(rows) > MANY_ROWS
+    if many:
+        rows = sorted(rows, key=lambda row: -row["auroc"])
+    figure = Figure(figsize=(5.6, 1.2 + (0.19 if many else 0.34) * max(len(rows), 4)))
     axes = figure.subplots()
     for place, row in enumerate(rows):
         colour = {"window": COLOURS[0], "draw": COLOURS[1], "visit": COLOURS[2]}[row["level"]]
         if not np.isnan(row["auroc_low"]):
             axes.plot([row["auroc_low"], row["auroc_high"]], [place, place], color=colour, lw=2)
-        axes.plot(row["auroc"], place, "s", color=colour, ms=6)
+        axes.plot(row["auroc"], place, "s", color=colour, ms=4 if many else 6)
+        others = {"truth": reference.get(("truth", *_key(row)), np.nan), "paper": paper.get(row["target"], np.nan)}
+        for source, mark in REFERENCE_MARKS.items():
+            axes.plot(others[source], place, mark, color="#1c2430", ms=5, mfc="none", mew=0.8)
     axes.axvline(0.5, color="#b9c0c9", lw=1, ls="--")
     several = len({row["horizon_min"] for row in rows}) > 1
     names = [f"{row['target']}, {row['level']}" + f", {row['horizon_min']} min" * several for row in rows]
-    axes.set_yticks(range(len(rows)), names)
+    axes.set_yticks(range(len(rows)), names, fontsize=7 if many else 10)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("AUROC")
     axes.set_title(f"AUROC with {confidence:.0%} CI", loc="left", fontsize=11)
     axes.grid(axis="x", color="#e6eaee")
     return _svg(figure, bbox_inches="tight")
+
+
+def _key(row):
+    return row["target"], row["horizon_min"], row["level"]
+
+
+def _references(folder):
+    """Return {(source, target, horizon_min, level): AUROC}; the paper's only figure stands beside every row."""
+    found = {
+        (r["source"], r["target"], r["horizon_min"], r["level"]): r["auroc"] for r in read_reference(folder).to_dicts()
+    }
+    paper = {target: value for (source, target, _, _), value in found.items() if source == "paper"}
+    return found, paper
+
+
+def _groups(rows, reference, paper):
+    """Return the rows as one table for each horizon and level, the table's best targets first where it is long."""
+    groups: dict[str, list] = {}
+    for row in rows:
+        metrics = [(_value(row[metric]), _interval(row, metric)) for metric in METRICS]
+        others = [_value(paper.get(row["target"], np.nan)), _value(reference.get(("truth", *_key(row)), np.nan))]
+        groups.setdefault(f"{row['level']} level, {row['horizon_min']} min", []).append(
+            {**row, "metrics": metrics, "others": others}
+        )
+    if len(rows) > MANY_ROWS:
+        for of_group in groups.values():
+            of_group.sort(key=lambda row: -np.nan_to_num(row["auroc"], nan=-1))
+    return groups
+
+
+def _main_group(rows):
+    """Return the horizon and level that the plots show: the first horizon, draws where there are any."""
+    levels = [row["level"] for row in rows]
+    return rows[0]["horizon_min"], "draw" if "draw" in levels else levels[0]
 
 
 def _curve(path):
@@ -237,14 +288,19 @@ def write_report(config: Config):
     """
     folder = Path(config.folder)
     cohort, index = open_cohort(folder / "cohort"), open_index(folder / "shards")
-    card, scores = read_card(folder / "model"), read_scores(folder / "scores.h5", index)
+    model = model_folder(config)
+    card, scores = read_card(model), read_scores(folder / "scores.h5", index)
     rows = read_results(folder / "results.json")
-    horizon_min, level = rows[-1]["horizon_min"], rows[-1]["level"]
+    horizon_min, level = _main_group(rows)
+    reference, paper = _references(folder / "cohort")
+    shown = (
+        rows if len(rows) <= MANY_ROWS else [r for r in rows if (r["horizon_min"], r["level"]) == (horizon_min, level)]
+    )
     with matplotlib.rc_context(STYLE):
-        curve, epochs = _curve(folder / "model" / "curve.csv")
+        curve, epochs = _curve(model / "curve.csv")
         figures = {
             "roc": _roc(index, scores, rows, horizon_min, level),
-            "forest": _forest(rows, config.evaluate.confidence),
+            "forest": _forest(shown, config.evaluate.confidence, reference, paper),
             "curve": curve,
             "examples": _examples(index, scores, horizon_min),
         }
@@ -255,9 +311,10 @@ def write_report(config: Config):
         subtitle=f"{len(index.targets)} targets, {index.head['counts']['windows']} windows of 10 s, "
         f"{len(np.unique(index.tables['visit_patient']))} patients, {n_test} of them in the test split",
         metric_names=METRIC_NAMES,
-        rows=[
-            {**row, "metrics": [(_value(row[metric]), _interval(row, metric)) for metric in METRICS]} for row in rows
-        ],
+        groups=_groups(rows, reference, paper),
+        folded=len(rows) > MANY_ROWS,
+        has_paper=bool(paper),
+        has_truth=any(source == "truth" for source, *_ in reference),
         interval_note=f"{config.evaluate.confidence:.0%} confidence intervals, {config.evaluate.interval}, "
         f"{config.evaluate.n_replicates} bootstrap replicates that resample the {config.evaluate.unit}. Sensitivity, "
         "specificity and F1 at the threshold that is best on the validation split (Youden). A value of 0 or 1, or "

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyecg.app.config import Config, write_config
-from anyecg.loaders.cohort import build_cohort, describe_flow, open_cohort, write_cohort
-from anyecg.loaders.errors import AnyECGError, CohortError, UpgradeNeeded
+from anyecg.loaders.cohort import build_cohort, open_cohort, write_cohort
+from anyecg.loaders.errors import AnyECGError, CohortError, ModelError, UpgradeNeeded
 from anyecg.loaders.files import digest, file_hash, listing, replacing
 from anyecg.loaders.index import lost_files, open_index
-from anyecg.loaders.table1 import render, table1
+from anyecg.loaders.table1 import render, render_flow, table1
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,17 @@ def _found_shard(config):
     return None if lost_files(_folder(config, "shards")) else _hash_in(config, "shards/index.json")
 
 
+def model_folder(config):
+    """Return the folder of the model that makes the scores: the run's own, or the one it was given."""
+    return Path(config.predict.model) if config.predict.model else _folder(config, "model")
+
+
 def _found_finetune(config):
     from anyecg.train.model import check_weights
 
-    card = check_weights(_folder(config, "model"))
+    card = check_weights(model_folder(config))
+    if config.predict.model:
+        return card["stage_hash"]
     return card["stage_hash"] if _folder(config, "model/curve.csv").is_file() else None
 
 
@@ -109,7 +116,7 @@ def _run_cohort(config, comm, stage_hash):
     write_config(_folder(config, "cohort"), config)
     if cohort.may_overlap:
         print(f"cohort: split by visit, {cohort.n_overlapping} patients stand in two splits", flush=True)
-    print(f"cohort: {describe_flow(cohort.flow)}\n{render(table)}", flush=True)
+    print(f"{render_flow(cohort.flow)}\n\n{render(table)}", flush=True)
 
 
 def _wanted_shard(config):
@@ -127,9 +134,29 @@ def _run_shard(config, comm, stage_hash):
         write_config(folder, config)
 
 
+def check_inputs(config):
+    """Refuse a config whose model or weights are missing, before hours of work on what comes first."""
+    weights = config.finetune.weights
+    if weights and not Path(weights).is_file():
+        raise ModelError(f"{weights}: no such file; give ECGFounder's published file as 'weights' in [finetune]")
+    if config.predict.model:
+        from anyecg.train.model import check_weights
+
+        check_weights(model_folder(config))
+
+
 def _wanted_finetune(config):
+    check_inputs(config)
+    if config.predict.model:
+        from anyecg.train.model import read_card
+
+        return read_card(model_folder(config))["stage_hash"]
+    weights = config.finetune.weights
     return digest(
-        [_index(config).hash, config.finetune.identity("ranks"), config.stream.identity("prefetch"), config.seed]
+        [
+            _index(config).hash, config.finetune.identity("ranks", "weights"), weights and file_hash(weights),
+            config.stream.identity("prefetch"), config.seed,
+        ]
     )  # fmt: skip
 
 
@@ -156,7 +183,7 @@ def _ranks_of_training(config):
 def _wanted_predict(config):
     from anyecg.train.model import check_target_table, check_weights
 
-    index, folder = _index(config), _folder(config, "model")
+    index, folder = _index(config), model_folder(config)
     card = check_weights(folder)
     check_target_table(folder, card, index)
     return digest([index.hash, card["weights_sha256"]])
@@ -166,7 +193,7 @@ def _run_predict(config, comm, stage_hash):
     from anyecg.train.predict import predict_shards
 
     predict_shards(
-        _folder(config, "scores.h5"), _index(config), _folder(config, "model"), prefetch=config.stream.prefetch,
+        _folder(config, "scores.h5"), _index(config), model_folder(config), prefetch=config.stream.prefetch,
         comm=comm, stage_hash=stage_hash,
     )  # fmt: skip
 
@@ -175,7 +202,7 @@ def _scores(config):
     from anyecg.train.model import check_weights
     from anyecg.train.predict import read_scores
 
-    card = check_weights(_folder(config, "model"))
+    card = check_weights(model_folder(config))
     return read_scores(_folder(config, "scores.h5"), _index(config), card["weights_sha256"])
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,9 @@ SPLITS = ("train", "val", "test")
 RECORD_SCHEMA = {
     "visit_row": pl.Int32, "path": pl.String, "fs": pl.Float64, "start": pl.Int64, "n_samples": pl.Int64,
     "digest": pl.String,
+}  # fmt: skip
+REFERENCE_SCHEMA = {
+    "target": pl.String, "horizon_min": pl.Int64, "level": pl.String, "source": pl.String, "auroc": pl.Float64,
 }  # fmt: skip
 TABLES = ("visits", "records", "draws", "side", "quarantine")
 
@@ -38,8 +42,10 @@ class CohortConfig(Section):
     )
     anchor: Literal["order", "result"] = Field("order", description="mcmed: time of a draw: its order or its result")
     lag_minutes: float = Field(0.0, ge=0, le=1440, description="mcmed: a draw is this long before its anchor")
-    split: Literal["patient", "visit", "random", "chrono"] = Field(
-        "patient", description="mcmed: by patient, by visit (the paper's; patients overlap), or MC-MED's own lists"
+    split: Literal["patient", "visit", "random", "chrono", "all"] = Field(
+        "patient",
+        description="by patient; mcmed: by visit (the paper's; patients overlap), or MC-MED's own lists; all: everyone "
+        "is test, to judge a finished model",
     )
     val_fraction: float = Field(0.1, ge=0, lt=1, description="share of the patients (visits) for validation")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share of the patients (visits) for the test")
@@ -49,6 +55,15 @@ class CohortConfig(Section):
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must leave patients for training (below 1)")
         return self
+
+    @property
+    def fractions(self):
+        """Shares of the patients for validation and test, as keyword arguments of ``split_patients``."""
+        everyone = self.split == "all"
+        return {
+            "val_fraction": 0.0 if everyone else self.val_fraction,
+            "test_fraction": 1.0 if everyone else self.test_fraction,
+        }
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,7 @@ class Cohort:
     root : folder of the records
     pairing : "all" (each window of a visit with its draw) or "horizon" (windows around the draw)
     definition : what each target means (limit, unit), so that a model of other limits is not taken for one of these
+    reference : target, horizon_min, level, source, auroc: what others found, for the report; decides nothing
     may_overlap : split by visit, so that patients may stand in two splits
     """
 
@@ -85,6 +101,7 @@ class Cohort:
     pairing: str = "all"
     may_overlap: bool = False
     definition: tuple = ()
+    reference: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=REFERENCE_SCHEMA))
     hash: str = ""
 
     @property
@@ -133,6 +150,8 @@ def write_cohort(folder, cohort, stage_hash):
     for name in TABLES:
         with replacing(folder / f"{name}.parquet") as temporary:
             getattr(cohort, name).write_parquet(temporary)
+    with replacing(folder / "reference.csv") as temporary:
+        cohort.reference.write_csv(temporary)
     hashes = {name: file_hash(folder / f"{name}.parquet") for name in TABLES}
     document = {
         "stage_hash": stage_hash,
@@ -171,6 +190,12 @@ def open_cohort(folder):
         flow=[tuple(step) for step in document["flow"]],
         root=Path(document["root"]), hash=document["hash"], **tables,
     )  # fmt: skip
+
+
+def read_reference(folder):
+    """Read what others found, beside a cohort; empty where nobody did."""
+    path = Path(folder) / "reference.csv"
+    return pl.read_csv(path, schema=REFERENCE_SCHEMA) if path.is_file() else pl.DataFrame(schema=REFERENCE_SCHEMA)
 
 
 def describe_flow(flow):

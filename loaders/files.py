@@ -20,6 +20,7 @@ FORMATS = {
     "anyecg-model": 1,
     "anyecg-scores": 1,
     "anyecg-results": 1,
+    "anyecg-simulation": 1,
 }
 
 

@@ -97,7 +97,7 @@ def folder_cohort(config, *, seed):
             progress.advance(1)
     table = table[kept]
     patients = np.array([pseudonym(seed, "patient", name) for name in table["patient"]], np.uint64)
-    split = split_patients(patients, seed=seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
+    split = split_patients(patients, seed=seed, **config.fractions)
     visits = pl.DataFrame(
         {
             "visit": np.array([pseudonym(seed, "visit", name) for name in table["record"]], np.uint64),

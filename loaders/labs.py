@@ -1,21 +1,46 @@
-"""Laboratory results of MC-MED's labs.csv: streamed, each row kept or counted by reason, laid out as draws."""
+"""Laboratory results of MC-MED's labs.csv: read in blocks, each row kept or counted by reason, laid out as draws."""
 
+import logging
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.csv
 
 from anyecg.loaders.errors import CohortError
+from anyecg.loaders.progress import Progress
 from anyecg.loaders.targets import label_of, parse_results, read_targets
 
 LAB_COLUMNS = (
     "CSN", "Order_time", "Result_time", "Component_name", "Component_value", "Component_units", "Component_nml_low",
     "Component_nml_high",
 )  # fmt: skip
+DRAW = {"visit_row": pl.Int32, "anchor": pl.Int64}
+RESULT = {
+    **DRAW, "result": pl.Int64, "sign": pl.String, "number": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+}  # fmt: skip
+# Bounds the memory, for pyarrow reads some thirty blocks ahead; no row of labs.csv may be longer.
+BLOCK_BYTES = 4 * 2**20
 # Results without a result time come after all others of their draw.
 NO_RESULT_TIME = 2**62
 NOT_BLOOD = r"(?i)\b(urine|ua|csf|fluid|stool|fecal|feces|sputum|swab|saliva|semen)\b"
+
+log = logging.getLogger(__name__)
+
+
+def _refusal(path, cause):
+    # pyarrow quotes the row that it cannot decode; what stands in it must not leave the source.
+    reason = str(cause).splitlines()[0].split(", got ")[0]
+    return CohortError(f"{path}: not a CSV ({reason}); wanted UTF-8 text with a header, as MC-MED has it")
+
+
+def _fields():
+    """Return the expression of all fields; an empty one, or of spaces only, counts as missing, quoted or not."""
+    stripped = pl.all().str.strip_chars()
+    return pl.when(stripped != "").then(stripped).name.keep()
 
 
 def scan(path, wanted):
@@ -26,13 +51,11 @@ def scan(path, wanted):
         table = pl.scan_csv(path, infer_schema=False)
         found = table.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as cause:
-        raise CohortError(f"{path}: not a CSV ({str(cause).splitlines()[0]})") from None
+        raise _refusal(path, cause) from None
     missing = [name for name in wanted if name not in found]
     if missing:
         raise CohortError(f"{path}: column '{missing[0]}' is missing; found {', '.join(found)}")
-    # An empty field counts as missing, quoted or not, and a name with spaces around it as the name.
-    stripped = pl.all().str.strip_chars()
-    return table.select(pl.when(stripped != "").then(stripped).name.keep())
+    return table.select(_fields())
 
 
 def collect(table, path):
@@ -40,17 +63,61 @@ def collect(table, path):
     try:
         return table.collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as cause:
-        raise CohortError(f"{path}: not a CSV ({str(cause).splitlines()[0]})") from None
+        raise _refusal(path, cause) from None
 
 
 def microseconds(text):
-    """Return the expression of int64 microseconds since 1970 of ISO times, beyond 2262 too; null where none."""
-    parsed = text.str.strip_chars().str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", strict=False)
-    return parsed.dt.timestamp("us")
+    """Return the expression of int64 microseconds since 1970 of ISO times, beyond 2262 too; null where none.
+
+    T or a space, fractions of a second or none, then Z, an offset, or nothing, which is UTC, the axis of all tables.
+    """
+    zone = pl.when(text.str.contains(r"(Z|[+-]\d\d:?\d\d)$")).then(pl.lit("")).otherwise(pl.lit("Z"))
+    return (text + zone).str.to_datetime("%+", time_unit="us", strict=False).dt.timestamp("us")
+
+
+def _blocks(path, counts):
+    """Yield labs.csv in blocks of rows, every wanted column as text; count the rows of another width."""
+    scan(path, LAB_COLUMNS)
+
+    def other_width(_):
+        counts["with another number of fields"] += 1
+        return "skip"
+
+    try:
+        with Progress(path.name, path.stat().st_size, "B") as progress:
+            blocks = pyarrow.csv.open_csv(
+                path,
+                # With threads it would hold as many blocks more as the machine has cores.
+                pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+                pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=other_width),
+                pyarrow.csv.ConvertOptions(
+                    include_columns=LAB_COLUMNS, column_types=dict.fromkeys(LAB_COLUMNS, pa.string())
+                ),
+            )
+            for block in blocks:
+                progress.advance(min(BLOCK_BYTES, progress.total - progress.done))
+                yield pl.DataFrame(block).lazy().select(_fields())
+    except (pa.ArrowException, OSError) as cause:
+        raise _refusal(path, cause) from None
+
+
+def _append(path, results):
+    with path.open("ab") as file:
+        results.write_ipc_stream(file, compression="zstd")
+
+
+def _appended(path):
+    """Return all results appended to a file, one after the other."""
+    blocks = [pl.DataFrame(schema=RESULT)]
+    if path.exists():
+        with path.open("rb") as file:
+            while file.peek(1):
+                blocks.append(pl.DataFrame(pa.ipc.open_stream(file).read_all()))
+    return pl.concat(blocks)
 
 
 def read_draws(path, visits, targets, config):
-    """Read labs.csv in streaming fashion into draws.
+    """Read labs.csv block by block into draws.
 
     Parameters
     ----------
@@ -67,19 +134,24 @@ def read_draws(path, visits, targets, config):
         flow of exclusions.
     """
     components = list(dict.fromkeys(target.component for target in targets))
-    table = _reasoned(scan(path, LAB_COLUMNS), visits, targets, components, config)
-    counts = dict(collect(table.group_by("reason").len(), path).iter_rows())
-    flow = [("rows in labs.csv", sum(counts.values()))]
-    flow += [(f"- {reason}", n) for reason, n in sorted(counts.items()) if reason != "kept"]
-    # Only row numbers and values go to the temporary file; it keeps memory at one component's results at a time.
-    with tempfile.TemporaryDirectory(prefix="anyecg-") as folder:
-        spill = Path(folder) / "results.parquet"
-        try:
-            kept = table.filter(pl.col("reason") == "kept")
-            kept.select("visit_row", "anchor", "result", "code", "sign", "number", "low", "high").sink_parquet(spill)
-        except (pl.exceptions.PolarsError, OSError) as cause:
-            raise CohortError(f"{path}: cannot be read on ({str(cause).splitlines()[0]})") from None
-        return _wide(pl.scan_parquet(spill), counts.get("kept", 0), components, targets, config, flow)
+    counts: Counter[str] = Counter()
+    try:
+        # One file a component, so that memory holds a block of labs.csv, then one component's results, at a time.
+        with tempfile.TemporaryDirectory(prefix="anyecg-") as folder:
+            files = [Path(folder) / str(code) for code in range(len(components))]
+            for block in _blocks(path, counts):
+                rows = _reasoned(block, visits, targets, components, config).collect()
+                counts.update(dict(rows.group_by("reason").len().iter_rows()))
+                kept = rows.filter(pl.col("reason") == "kept").partition_by("code", as_dict=True)
+                for (code,), results in kept.items():
+                    _append(files[code], results.select(*RESULT))
+            flow = [("rows in labs.csv", sum(counts.values()))]
+            flow += [(f"- {reason}", n) for reason, n in sorted(counts.items()) if reason != "kept"]
+            return _wide(files, components, targets, config, flow)
+    except OSError as cause:
+        raise CohortError(
+            f"{tempfile.gettempdir()}: cannot keep results ({cause}); give a folder with room as TMPDIR"
+        ) from None
 
 
 def _plain_unit(unit):
@@ -110,7 +182,13 @@ def _reasoned(table, visits, targets, components, config):
         .when(pl.col("number").is_null()).then(pl.lit("not a number"))
         .when(other_unit & pl.lit(config.units == "refuse")).then(pl.lit("in another unit"))
         .otherwise(pl.lit("kept"))
-    )  # fmt: skip
+    ).select("reason", "code", *RESULT)  # fmt: skip
+
+
+def _coded(texts, codes):
+    """Return a number for each text, the same one in every block."""
+    numbers = {text: codes.setdefault(text, len(codes)) for text in texts.unique()}
+    return texts.replace_strict(numbers).cast(pl.UInt64)
 
 
 def candidate_targets(config, *, min_visits):
@@ -130,22 +208,34 @@ def candidate_targets(config, *, min_visits):
     """
     root = Path(config.path)
     path = root / "labs.csv"
-    table = scan(path, LAB_COLUMNS)
-    has_ecg = {folder.parent.name for folder in (root / "waveforms").glob("*/*/II") if any(folder.glob("*.hea"))}
-    number = parse_results(pl.col("Component_value"))[1]
-    table = table.with_columns(
-        component=pl.col("Component_name").fill_null(""), unit=pl.col("Component_units").fill_null("")
-    )
-    by_unit = collect(table.group_by("component", "unit").len(), path).sort("component", "len", "unit")
-    units = by_unit.group_by("component", maintain_order=True).agg(unit=pl.col("unit").last(), units=pl.len())
-    pairs = table.group_by("component", "CSN").agg(results=pl.len(), numeric=number.is_not_null().sum())
-    with_ecg = pl.col("CSN").is_in(list(has_ecg)).fill_null(False)
-    counted = pairs.group_by("component").agg(
-        results=pl.col("results").sum(),
-        visits=pl.len(),
-        visits_with_ecg=with_ecg.sum(),
-        numeric=pl.col("numeric").sum() / pl.col("results").sum(),
-    )
+    has_ecg = [folder.parent.name for folder in (root / "waveforms").glob("*/*/II") if any(folder.glob("*.hea"))]
+    counts: Counter[str] = Counter()
+    by_unit = pl.DataFrame(schema={"component": pl.String, "unit": pl.String, "results": pl.UInt32, "n": pl.UInt32})
+    component_codes: dict[str, int] = {}
+    visit_codes: dict[str, int] = {}
+    # One number a pair of component and visit: a fifth of the memory of two columns when repeats are dropped.
+    pairs = [pl.Series("pair", [], pl.UInt64)]
+    for block in _blocks(path, counts):
+        rows = block.select(
+            pl.col("CSN").fill_null(""), component=pl.col("Component_name").fill_null(""),
+            unit=pl.col("Component_units").fill_null(""), number=parse_results(pl.col("Component_value"))[1],
+        ).collect()  # fmt: skip
+        found = rows.group_by("component", "unit").agg(results=pl.len(), n=pl.col("number").count())
+        by_unit = pl.concat([by_unit, found]).group_by("component", "unit").sum()
+        pair = _coded(rows["component"], component_codes) * 2**32 + _coded(rows["CSN"], visit_codes)
+        pairs.append(pair.unique().alias("pair"))
+        if len(pairs) > 64:
+            pairs = [pl.concat(pairs).unique()]
+    if counts:
+        log.warning("labs.csv rows_with_another_number_of_fields=%d", counts.total())
+    units = by_unit.sort("component", "results", "unit").group_by("component", maintain_order=True).agg(
+        pl.col("results").sum(), numeric=pl.col("n").sum() / pl.col("results").sum(), unit=pl.col("unit").last(),
+        units=pl.len(),
+    )  # fmt: skip
+    with_ecg = pl.col("pair").mod(2**32).is_in([visit_codes[csn] for csn in has_ecg if csn in visit_codes])
+    visits = pl.concat(pairs).unique().to_frame().group_by(code=pl.col("pair") // 2**32).agg(
+        visits=pl.len(), visits_with_ecg=with_ecg.sum()
+    )  # fmt: skip
     components = [target.component for target in read_targets(config.targets)]
     excluded = (
         pl.when(pl.col("component").str.contains(NOT_BLOOD)).then(pl.lit("not blood"))
@@ -153,59 +243,55 @@ def candidate_targets(config, *, min_visits):
         .when(pl.col("visits_with_ecg") < min_visits).then(pl.lit("rare"))
         .otherwise(pl.lit(""))
     )  # fmt: skip
-    found = collect(counted, path).join(units, on="component")
-    found = found.with_columns(in_table=pl.col("component").is_in(components), excluded=excluded)
+    found = units.with_columns(code=_coded(units["component"], component_codes)).join(visits, on="code").select(
+        "component", "results", "visits", "visits_with_ecg", "numeric", "unit", "units",
+        in_table=pl.col("component").is_in(components), excluded=excluded,
+    )  # fmt: skip
     return found.sort(["visits_with_ecg", "component"], descending=[True, False])
 
 
-def _single(results, component_code):
+def _single(results):
     """Return one result a draw of one component, and how many repeated or contradicted another.
 
     Of several the first reported counts; two reported at the same moment that differ cancel each other out.
     """
-    mine = results.filter(pl.col("code") == component_code).collect(engine="streaming")
-    key = ["visit_row", "anchor"]
-    ordered = mine.sort(*key, "result", "number", "sign", "low", "high")
-    distinct = ordered.unique([*key, "result", "sign", "number"], keep="first", maintain_order=True)
-    first = distinct.filter(pl.col("result") == pl.col("result").min().over(key))
-    alone = pl.len().over(key) == 1
-    return first.filter(alone), mine.height - first.height, first.filter(~alone).height
+    ordered = results.sort(*DRAW, "result", "number", "sign", "low", "high")
+    distinct = ordered.unique([*DRAW, "result", "sign", "number"], keep="first", maintain_order=True)
+    first = distinct.filter(pl.col("result") == pl.col("result").min().over(*DRAW))
+    alone = pl.len().over(*DRAW) == 1
+    return first.filter(alone), results.height - first.height, first.filter(~alone).height
 
 
-def _wide(results, n_results, components, targets, config, flow):
-    """Lay results out as one row a draw."""
-    draws = results.select("visit_row", "anchor").unique().collect(engine="streaming").sort("visit_row", "anchor")
-    draws = draws.with_columns(draw=pl.int_range(pl.len(), dtype=pl.Int64))
-    value_DC = np.full((draws.height, len(components)), np.nan, np.float32)
-    label_DC = np.full((draws.height, len(targets)), -1, np.int8)
-    seen_D = np.zeros(draws.height, bool)
-    n_read = n_kept = n_repeated = n_torn = n_undecided = 0
-    for column, component in enumerate(components):
-        mine, repeated, torn = _single(results, column)
-        n_read += mine.height + repeated + torn
-        mine = mine.join(draws, on=["visit_row", "anchor"], how="left", maintain_order="left")
-        n_kept, n_repeated, n_torn = n_kept + mine.height, n_repeated + repeated, n_torn + torn
-        seen_D[mine["draw"].to_numpy()] = True
-        exact = mine.filter(pl.col("sign") == "=")
-        value_DC[exact["draw"].to_numpy(), column] = exact["number"].to_numpy()
-        for place, target in enumerate(targets):
-            if target.component != component:
-                continue
-            limit = pl.col(target.direction) if config.limits == "file" else target.limit
-            labels = mine.select(label_of(pl.col("sign"), pl.col("number"), target.direction, limit)).to_series()
-            label_DC[mine["draw"].to_numpy(), place] = labels.to_numpy()
-            n_undecided += int((labels == -1).sum())
-    if n_read != n_results:
-        raise CohortError(
-            f"labs.csv: {n_results} results when counted, {n_read} when read; it changed meanwhile, run again"
-        )
+def _wide(files, components, targets, config, flow):
+    """Lay results out as one row a draw; a draw whose every result was contradicted has nothing to say."""
+    draws = pl.DataFrame(schema=DRAW)
+    columns = {}
+    n_kept = n_repeated = n_torn = n_undecided = 0
+    with Progress("draws", 2 * len(files), " steps") as progress:
+        for file in files:
+            single, repeated, torn = _single(_appended(file))
+            n_kept, n_repeated, n_torn = n_kept + single.height, n_repeated + repeated, n_torn + torn
+            single.write_ipc_stream(file, compression="zstd")
+            draws = pl.concat([draws, single.select(*DRAW)]).unique()
+            progress.advance(1)
+        draws = draws.sort(*DRAW)
+        for file, component in zip(files, components, strict=True):
+            mine = draws.join(_appended(file), on=list(DRAW), how="left", maintain_order="left")
+            exact = pl.when(pl.col("sign") == "=").then(pl.col("number")).otherwise(float("nan"))
+            columns[f"value:{component}"] = mine.select(exact.cast(pl.Float32)).to_series()
+            for target in targets:
+                if target.component == component:
+                    limit = pl.col(target.direction) if config.limits == "file" else target.limit
+                    label = label_of(pl.col("sign"), pl.col("number"), target.direction, limit)
+                    columns[target.name] = mine.select(label).to_series()
+                    n_undecided += mine.filter(pl.col("number").is_not_null() & (label == -1)).height
+            progress.advance(1)
     flow += [
         ("- repeated in a draw", n_repeated), ("- contradicting another of the draw", n_torn), ("results", n_kept),
-        ("labels that a result cannot decide", n_undecided), ("draws", int(seen_D.sum())),
+        ("labels that a result cannot decide", n_undecided), ("draws", draws.height),
     ]  # fmt: skip
+    names = [target.name for target in targets] + [f"value:{component}" for component in components]
     time = draws["anchor"] - round(config.lag_minutes * 60e6)
-    wide = pl.DataFrame({"visit_row": draws["visit_row"], "time": time})
-    wide = wide.hstack(pl.DataFrame(label_DC, schema=[target.name for target in targets]))
-    wide = wide.hstack(pl.DataFrame(value_DC, schema=[f"value:{component}" for component in components]))
-    # A draw whose every result was contradicted has nothing to say.
-    return wide.filter(pl.Series(seen_D)), flow
+    return pl.DataFrame(
+        {"visit_row": draws["visit_row"], "time": time, **{name: columns[name] for name in names}}
+    ), flow

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from anyecg.loaders.cohort import RECORD_SCHEMA, SPLITS, Cohort, pseudonym, split_patients
+from anyecg.loaders.cohort import RECORD_SCHEMA, REFERENCE_SCHEMA, SPLITS, Cohort, pseudonym, split_patients
 from anyecg.loaders.errors import CohortError, RecordError
 from anyecg.loaders.labs import collect, read_draws, scan
 from anyecg.loaders.progress import Progress
@@ -24,9 +24,9 @@ def read_visits(path):
 
     Returns
     -------
-    (polars.DataFrame, list)
-        One row a visit: MRN, CSN, age (float), sex (0 F, 1 M, -1), race, ethnicity, triage vitals; the flow of
-        exclusions.
+    (polars.DataFrame, list, int)
+        One row a visit: MRN, CSN, age (float; "90+" and ">90" are 90), sex (0 F, 1 M, -1), race, ethnicity, triage
+        vitals; the flow of exclusions; how many ages are text that is not a number.
     """
     table = scan(path, VISIT_COLUMNS)
     columns = [*VISIT_COLUMNS, *(name for name in TRIAGE if name in table.collect_schema().names())]
@@ -46,8 +46,11 @@ def read_visits(path):
     ]
     vitals = [pl.col(name).cast(pl.Float32, strict=False) for name in columns if name in TRIAGE]
     sex = pl.col("Gender").replace_strict(SEX, default=-1, return_dtype=pl.Int8).alias("sex")
-    age = pl.col("Age").cast(pl.Float32, strict=False).fill_null(float("nan")).alias("age")
-    return visits.select("MRN", "CSN", age, sex, "Race", "Ethnicity", *vitals), flow
+    age = pl.col("Age").str.strip_chars_start(">=≥ ").str.strip_chars_end("+ ").cast(pl.Float32, strict=False)
+    age = pl.when(age.is_finite()).then(age)
+    n_odd_ages = visits.filter(pl.col("Age").is_not_null() & age.is_null()).height
+    age = age.fill_null(float("nan")).alias("age")
+    return visits.select("MRN", "CSN", age, sex, "Race", "Ethnicity", *vitals), flow, n_odd_ages
 
 
 def find_waveforms(root, csn):
@@ -117,21 +120,42 @@ def official_split(root, kind, visits):
     return split
 
 
+def reference_aurocs(root, targets):
+    """Return what others found: the paper's AUROC of each target, and a simulated double's truth where there is one.
+
+    Returns
+    -------
+    polars.DataFrame
+        target, horizon_min, level, source ("paper" or "truth"), auroc.
+    """
+    paper = [(t.name, 60, "window", "paper", t.paper_auroc) for t in targets if t.paper_auroc == t.paper_auroc]
+    table = pl.DataFrame(paper, schema=REFERENCE_SCHEMA, orient="row")
+    path = root / "truth.csv"
+    if not path.is_file():
+        return table
+    try:
+        truth = pl.read_csv(path).with_columns(source=pl.lit("truth")).select(list(REFERENCE_SCHEMA))
+        return pl.concat([table, truth.cast(REFERENCE_SCHEMA)])
+    except pl.exceptions.PolarsError as cause:
+        raise CohortError(f"{path}: not the truth of a simulation ({str(cause).splitlines()[0]}); remove it") from None
+
+
 def mcmed_cohort(config, *, seed):
     """Make a cohort of MC-MED below ``config.path``; only visits with draws and lead II waveforms stay."""
     root = Path(config.path)
     targets = read_targets(config.targets)
-    visits, flow = read_visits(root / "visits.csv")
-    draws, lab_flow = read_draws(root / "labs.csv", visits, targets, config)
-    flow += lab_flow
+    visits, visit_flow, n_odd_ages = read_visits(root / "visits.csv")
+    draws, flow = read_draws(root / "labs.csv", visits, targets, config)
     rows = np.unique(draws["visit_row"].to_numpy())
     records, quarantine = read_records(root, visits, rows)
     kept = np.unique(records["visit_row"].to_numpy())
     flow += [
-        ("visits with draws", len(rows)),
-        ("- without lead II waveforms", len(rows) - len(kept)),
         ("records found", records.height + len(quarantine)),
         *((f"- {reason}", sum(r.startswith(reason) for _, r in quarantine)) for reason in LEFT_OUT),
+        *visit_flow,
+        ("- without a draw with results", visits.height - len(rows)),
+        ("visits with draws", len(rows)),
+        ("- without lead II waveforms", len(rows) - len(kept)),
     ]
     patient = np.array([pseudonym(seed, "patient", name) for name in visits["MRN"]], np.uint64)
     if config.split in ("random", "chrono"):
@@ -140,11 +164,9 @@ def mcmed_cohort(config, *, seed):
         kept = kept[split[kept] >= 0]
     else:
         visit = np.array([pseudonym(seed, "visit", name) for name in visits["CSN"]], np.uint64)
-        unit = patient if config.split == "patient" else visit
+        unit = visit if config.split == "visit" else patient
         split = np.full(visits.height, -1, np.int8)
-        split[kept] = split_patients(
-            unit[kept], seed=seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
-        )
+        split[kept] = split_patients(unit[kept], seed=seed, **config.fractions)
     new_row = np.full(visits.height, -1, np.int32)
     new_row[kept] = np.arange(len(kept), dtype=np.int32)
     chosen = visits[kept]
@@ -156,7 +178,11 @@ def mcmed_cohort(config, *, seed):
         renumbered = pl.Series("visit_row", new_row[rows_table["visit_row"].to_numpy()])
         return rows_table.with_columns(renumbered).filter(pl.col("visit_row") >= 0)
 
-    flow += [("visits kept", len(kept)), ("patients kept", len(np.unique(patient[kept])))]
+    flow += [
+        ("visits kept", len(kept)),
+        ("patients kept", len(np.unique(patient[kept]))),
+        ("ages not a number", n_odd_ages),
+    ]
     return Cohort(
         targets=tuple(target.name for target in targets),
         components=tuple(dict.fromkeys(target.component for target in targets)),
@@ -164,5 +190,6 @@ def mcmed_cohort(config, *, seed):
         side=chosen.select("Race", "Ethnicity", *(name for name in chosen.columns if name in TRIAGE)),
         quarantine=pl.DataFrame(quarantine, schema={"record": pl.String, "reason": pl.String}, orient="row"),
         flow=flow, root=root.resolve(), pairing="horizon", may_overlap=config.split == "visit",
+        reference=reference_aurocs(root, targets),
         definition=tuple((t.name, t.limit, t.unit, config.limits, config.units) for t in targets),
     )  # fmt: skip

@@ -59,6 +59,12 @@ def table1(cohort):
     )
 
 
+def render_flow(flow):
+    """Return the flow of exclusions as aligned lines for a terminal."""
+    width = max(len(what) for what, _ in flow)
+    return "\n".join(f"{what.ljust(width)}  {n:>10}" for what, n in flow)
+
+
 def render(table):
     """Return a table of text as aligned lines for a terminal."""
     lines = [table.columns, *table.iter_rows()]

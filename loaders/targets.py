@@ -28,6 +28,8 @@ class Target:
     limit : float
     paper_auroc : float
         The paper's figure for the 1-h horizon; NaN for a table of one's own.
+    paper_windows, paper_positives : int
+        The paper's number of measured and of abnormal windows; 0 for a table of one's own.
     """
 
     component: str
@@ -35,6 +37,8 @@ class Target:
     limit: float
     unit: str
     paper_auroc: float = float("nan")
+    paper_windows: int = 0
+    paper_positives: int = 0
 
     @property
     def name(self):
@@ -79,7 +83,8 @@ def read_targets(path=""):
             raise CohortError(
                 f"{path} line {number}: {row['direction']!r} {row['limit']!r}; wanted low or high, a number"
             )
-        targets.append(Target(row["component"], row["direction"], limit, row["unit"], paper_auroc))
+        counts = (int(row.get(name) or 0) for name in ("paper_windows", "paper_positives"))
+        targets.append(Target(row["component"], row["direction"], limit, row["unit"], paper_auroc, *counts))
     names = [target.name for target in targets]
     units = {(target.component, target.unit) for target in targets}
     if len(units) > len({target.component for target in targets}):

@@ -9,18 +9,20 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anyecg.kernels.auroc import auroc
 from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
 from anyecg.loaders.progress import Progress
+from anyecg.loaders.ranks import share_error
 from anyecg.loaders.settings import Section
 from anyecg.loaders.stream import rows_of_rank
 from anyecg.train.batches import PairBatches, WindowBatches
 from anyecg.train.distributed import join, leave
 from anyecg.train.loss import masked_bce
 from anyecg.train.model import build_model, load_weights, publish, save_weights
+from anyecg.train.weights import load_ecgfounder
 
 log = logging.getLogger(__name__)
 CURVE = ("epoch", "windows", "train_loss", "val_loss", "val_auroc", "learning_rate", "windows_per_s", "waiting_share")
@@ -29,7 +31,10 @@ CURVE = ("epoch", "windows", "train_loss", "val_loss", "val_auroc", "learning_ra
 class FinetuneConfig(Section):
     """How a network is trained."""
 
-    model: Literal["resnet"] = Field("resnet", description="network: resnet (1.3 M parameters, from scratch)")
+    model: Literal["resnet", "net1d"] = Field(
+        "resnet", description="network: resnet (1.3 M parameters) or net1d (30.7 M, ECGFounder's)"
+    )
+    weights: str = Field("", description="net1d: published ECGFounder file (.pth) to start from; empty: from scratch")
     horizon_min: Literal[60, 30, 15] = Field(60, description="half-width of the time around a draw, in minutes")
     epochs: int = Field(20, ge=1, le=10_000, description="passes over the training pairs")
     batch_size: int = Field(256, ge=1, le=1_000_000, description="windows in a global batch, over all ranks")
@@ -38,6 +43,12 @@ class FinetuneConfig(Section):
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate; cosine follows")
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of a gradient")
     ranks: int = Field(2, ge=1, description="MPI ranks that train and predict, one a GPU or a share of the cores")
+
+    @model_validator(mode="after")
+    def _weights_fit_the_model(self):
+        if self.weights and self.model != "net1d":
+            raise ValueError("weights are those of model = 'net1d'; set it, or leave weights empty")
+        return self
 
 
 def _deepspeed_config(config, world_size, on_gpu):
@@ -131,6 +142,22 @@ class Validation:
         return loss, float(np.mean(values)) if values else float("nan")
 
 
+def _initial_network(config, index, comm, *, seed, fresh):
+    """Return the network to train, the same on every rank; a fresh start takes the weights of the config's file."""
+    n_leads, n_targets = len(index.leads), len(index.targets)
+    if not (fresh and config.weights):
+        return build_model(config.model, n_leads=n_leads, n_targets=n_targets, seed=seed)
+    error = None
+    try:
+        network = load_ecgfounder(config.weights, n_targets=n_targets, seed=seed)
+        if network.in_channels != n_leads:
+            raise ModelError(f"{config.weights}: takes {network.in_channels} leads; {index.folder} holds {n_leads}")
+    except ModelError as cause:
+        error = cause
+    share_error(comm, error)
+    return network.train()
+
+
 def _start_engine(network, config, n_steps, comm, device):
     """Wrap a network for DeepSpeed; return (engine, optimiser, schedule)."""
     import deepspeed
@@ -165,7 +192,7 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     Raises
     ------
     ModelError
-        No training pairs, a damaged checkpoint, or a loss that is not finite.
+        No training pairs, a damaged checkpoint, weights that do not fit, or a loss that is not finite.
     """
     n_pairs = len(index.pairs_of("train", config.horizon_min))
     if not n_pairs:
@@ -173,8 +200,8 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     folder = Path(folder) / stage_hash
     checkpoint = Checkpoint(folder)
     state = checkpoint.load()
+    network = _initial_network(config, index, comm, seed=seed, fresh=state is None)
     device = join(comm, folder)
-    network = build_model(config.model, n_leads=len(index.leads), n_targets=len(index.targets), seed=seed)
     n_batches = -(-n_pairs // config.batch_size)
     engine, optimiser, schedule = _start_engine(network, config, n_batches * config.epochs, comm, device)
     first_epoch, curve, best_loss, best_epoch = 0, [], math.inf, 0

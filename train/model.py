@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
+from anyecg.train.net1d import Net1D
 from anyecg.train.resnet import ResNet
 
-MODELS = {"resnet": ResNet}
+MODELS = {"resnet": ResNet, "net1d": Net1D}
 
 
 def build_model(name, *, n_leads, n_targets, seed):

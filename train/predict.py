@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from pydantic import Field
 
 from anyecg.kernels.segment import FLAT, NONFINITE
 from anyecg.loaders.errors import AnyECGError, ModelError, RecordError
@@ -15,12 +16,21 @@ from anyecg.loaders.index import Index
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.records import find_records, open_record
+from anyecg.loaders.settings import Section
 from anyecg.loaders.stream import rows_of_rank
 from anyecg.loaders.windows import find_windows, store_windows
 from anyecg.train.batches import WindowBatches
 from anyecg.train.model import check_target_table, open_model
 
 BATCH = 256
+
+
+class PredictConfig(Section):
+    """Which model makes the scores."""
+
+    model: str = Field(
+        "", description="folder of a finished model to judge on this cohort; nothing is trained then; empty: train one"
+    )
 
 
 def predict_shards(path, index: Index, model_folder, *, prefetch, comm, stage_hash, splits=("val", "test")):

@@ -33,12 +33,24 @@ def test_the_config_for_the_real_data_needs_only_its_path():
     assert path.read_text().count("FILL") == 1
 
 
+def test_the_config_of_the_paper_needs_only_its_data_and_the_published_weights():
+    path = REPOSITORY / "slurm" / "configs" / "paper.toml"
+    config = load_config(path, ["cohort.path=/data/mcmed", "finetune.weights=/data/1_lead_ECGFounder.pth"])
+    assert (config.cohort.split, config.cohort.test_fraction, config.finetune.model) == ("visit", 0.2, "net1d")
+    assert (config.finetune.batch_size, config.finetune.learning_rate, config.finetune.epochs) == (256, 1e-4, 20)
+    assert config.finetune.weights == "/data/1_lead_ECGFounder.pth"
+    assert path.read_text().count("FILL") == 2
+
+
 def test_paths_count_from_the_config_and_overrides_from_here(tmp_path, monkeypatch):
-    (tmp_path / "c.toml").write_text('[cohort]\npath = "data"\nlabels = "/x/labels.csv"\n')
+    (tmp_path / "c.toml").write_text(
+        '[cohort]\npath = "data"\nlabels = "/x/labels.csv"\n[finetune]\nmodel = "net1d"\nweights = "w.pth"\n'
+    )
     monkeypatch.chdir("/")
     config = load_config(tmp_path / "c.toml", ["cohort.path=there"])
     assert config.cohort.path == "/there"
     assert load_config(tmp_path / "c.toml").cohort.path == str(tmp_path / "data")
+    assert config.finetune.weights == str(tmp_path / "w.pth")
     assert (config.cohort.labels, config.folder) == ("/x/labels.csv", str(tmp_path / "runs/anyecg"))
 
 

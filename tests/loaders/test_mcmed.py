@@ -9,7 +9,7 @@ import pytest
 from anyecg.loaders.cohort import CohortConfig, build_cohort, open_cohort, write_cohort
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.index import open_index
-from anyecg.loaders.mcmed import find_waveforms
+from anyecg.loaders.mcmed import find_waveforms, read_visits
 from anyecg.loaders.table1 import table1
 
 from ..conftest import anyecg
@@ -129,7 +129,41 @@ def test_every_row_of_both_tables_is_kept_or_counted_by_reason(mcmed):
     assert numbers["- repeated in a draw"] == 2
     assert numbers["- contradicting another of the draw"] == 2
     assert (numbers["visits kept"], numbers["patients kept"]) == (4, 3)
+    assert numbers["ages not a number"] == 0
     assert (numbers["- without lead II waveforms"], numbers["- unreadable"], numbers["- no base time"]) == (1, 1, 1)
+
+
+def test_the_visits_add_up_line_by_line(mcmed):
+    official(mcmed, ["99000001", "99000002"], ["99000003"], [])
+    for split in ("patient", "chrono"):
+        flow = cohort_of(mcmed, split=split).flow
+        steps = [what for what, _ in flow]
+        reasons = ["- without lead II waveforms", *["- visits in no official list"] * (split == "chrono")]
+        first = steps.index("visits")
+        assert steps[first:] == [
+            "visits", "- without a draw with results", "visits with draws", *reasons, "visits kept", "patients kept",
+            "ages not a number",
+        ]  # fmt: skip
+        numbers = dict(flow)
+        without = numbers["- without a draw with results"]
+        assert numbers["visits"] == 5 == numbers["visits with draws"] + without
+        assert numbers["visits with draws"] == numbers["visits kept"] + sum(numbers[reason] for reason in reasons)
+    assert [numbers[reason] for reason in reasons] == [1, 1]
+
+
+def test_a_visit_whose_results_are_all_left_out_is_counted_as_without_draw(mcmed):
+    write(mcmed / "labs.csv", LABS, [potassium("99000001", 30, "5.5"), potassium("99000003", 30, "Negative")])
+    numbers = dict(cohort_of(mcmed).flow)
+    assert (numbers["- without a draw with results"], numbers["visits with draws"], numbers["visits kept"]) == (4, 1, 1)
+
+
+def test_ages_above_90_are_90_and_those_not_a_number_are_counted(mcmed):
+    ages = {"90+": 90, ">90": 90, "> 89.5": 89.5, "≥90": 90, "90 +": 90, "61": 61, "": None, "old": None, "nan": None}
+    rows = [(f"m{n}", f"{n}", age, "F", "", "", "", "", iso(0)) for n, age in enumerate(ages)]
+    write(mcmed / "visits.csv", VISITS, rows)
+    visits, _, n_odd_ages = read_visits(mcmed / "visits.csv")
+    assert visits["age"].fill_nan(None).to_list() == list(ages.values())
+    assert n_odd_ages == 2
 
 
 def test_labels_and_values_follow_the_results(mcmed):
