@@ -62,7 +62,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/truth"), help="about 20 GB go here (runs/truth)")
     parser.add_argument("--visits", type=int, nargs=2, default=[4000, 3000], metavar=("TRAIN", "JUDGE"))
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     for seed, (name, n_visits) in enumerate(zip(("train", "judge"), arguments.visits, strict=True), 1):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv
 
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.progress import Progress
+from anyecg.loaders.tables import blocks, microseconds
 from anyecg.loaders.targets import label_of, parse_results, read_targets
 
 LAB_COLUMNS = (
@@ -22,83 +22,11 @@ DRAW = {"visit_row": pl.Int32, "anchor": pl.Int64}
 RESULT = {
     **DRAW, "result": pl.Int64, "sign": pl.String, "number": pl.Float64, "low": pl.Float64, "high": pl.Float64,
 }  # fmt: skip
-# Bounds the memory, for pyarrow reads some thirty blocks ahead; no row of labs.csv may be longer.
-BLOCK_BYTES = 4 * 2**20
 # Results without a result time come after all others of their draw.
 NO_RESULT_TIME = 2**62
 NOT_BLOOD = r"(?i)\b(urine|ua|csf|fluid|stool|fecal|feces|sputum|swab|saliva|semen)\b"
 
 log = logging.getLogger(__name__)
-
-
-def _refusal(path, cause):
-    # pyarrow quotes the row that it cannot decode; what stands in it must not leave the source.
-    reason = str(cause).splitlines()[0].split(", got ")[0]
-    return CohortError(f"{path}: not a CSV ({reason}); wanted UTF-8 text with a header, as MC-MED has it")
-
-
-def _fields():
-    """Return the expression of all fields; an empty one, or of spaces only, counts as missing, quoted or not."""
-    stripped = pl.all().str.strip_chars()
-    return pl.when(stripped != "").then(stripped).name.keep()
-
-
-def scan(path, wanted):
-    """Open a CSV lazily, every column as text; refuse it without the wanted columns."""
-    if not path.is_file():
-        raise CohortError(f"{path}: no such file; give the folder of MC-MED as 'path' in [cohort]")
-    try:
-        table = pl.scan_csv(path, infer_schema=False)
-        found = table.collect_schema().names()
-    except (pl.exceptions.PolarsError, OSError) as cause:
-        raise _refusal(path, cause) from None
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise CohortError(f"{path}: column '{missing[0]}' is missing; found {', '.join(found)}")
-    return table.select(_fields())
-
-
-def collect(table, path):
-    """Run a lazy query in streaming fashion; refuse what is not a CSV."""
-    try:
-        return table.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as cause:
-        raise _refusal(path, cause) from None
-
-
-def microseconds(text):
-    """Return the expression of int64 microseconds since 1970 of ISO times, beyond 2262 too; null where none.
-
-    T or a space, fractions of a second or none, then Z, an offset, or nothing, which is UTC, the axis of all tables.
-    """
-    zone = pl.when(text.str.contains(r"(Z|[+-]\d\d:?\d\d)$")).then(pl.lit("")).otherwise(pl.lit("Z"))
-    return (text + zone).str.to_datetime("%+", time_unit="us", strict=False).dt.timestamp("us")
-
-
-def _blocks(path, counts):
-    """Yield labs.csv in blocks of rows, every wanted column as text; count the rows of another width."""
-    scan(path, LAB_COLUMNS)
-
-    def other_width(_):
-        counts["with another number of fields"] += 1
-        return "skip"
-
-    try:
-        with Progress(path.name, path.stat().st_size, "B") as progress:
-            blocks = pyarrow.csv.open_csv(
-                path,
-                # With threads it would hold as many blocks more as the machine has cores.
-                pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-                pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=other_width),
-                pyarrow.csv.ConvertOptions(
-                    include_columns=LAB_COLUMNS, column_types=dict.fromkeys(LAB_COLUMNS, pa.string())
-                ),
-            )
-            for block in blocks:
-                progress.advance(min(BLOCK_BYTES, progress.total - progress.done))
-                yield pl.DataFrame(block).lazy().select(_fields())
-    except (pa.ArrowException, OSError) as cause:
-        raise _refusal(path, cause) from None
 
 
 def _append(path, results):
@@ -139,7 +67,7 @@ def read_draws(path, visits, targets, config):
         # One file a component, so that memory holds a block of labs.csv, then one component's results, at a time.
         with tempfile.TemporaryDirectory(prefix="anyecg-") as folder:
             files = [Path(folder) / str(code) for code in range(len(components))]
-            for block in _blocks(path, counts):
+            for block in blocks(path, LAB_COLUMNS, counts):
                 rows = _reasoned(block, visits, targets, components, config).collect()
                 counts.update(dict(rows.group_by("reason").len().iter_rows()))
                 kept = rows.filter(pl.col("reason") == "kept").partition_by("code", as_dict=True)
@@ -215,7 +143,7 @@ def candidate_targets(config, *, min_visits):
     visit_codes: dict[str, int] = {}
     # One number a pair of component and visit: a fifth of the memory of two columns when repeats are dropped.
     pairs = [pl.Series("pair", [], pl.UInt64)]
-    for block in _blocks(path, counts):
+    for block in blocks(path, LAB_COLUMNS, counts):
         rows = block.select(
             pl.col("CSN").fill_null(""), component=pl.col("Component_name").fill_null(""),
             unit=pl.col("Component_units").fill_null(""), number=parse_results(pl.col("Component_value"))[1],

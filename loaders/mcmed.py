@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
 from anyecg.loaders.cohort import RECORD_SCHEMA, REFERENCE_SCHEMA, SPLITS, Cohort, pseudonym, split_patients
 from anyecg.loaders.errors import CohortError, RecordError
-from anyecg.loaders.labs import collect, read_draws, scan
+from anyecg.loaders.labs import read_draws
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.records import open_record
+from anyecg.loaders.tables import collect, scan
 from anyecg.loaders.targets import read_targets
+from anyecg.loaders.vitals import read_vitals
 
 VISIT_COLUMNS = ("MRN", "CSN", "Age", "Gender", "Race", "Ethnicity")
 TRIAGE = ("Triage_Temp", "Triage_HR", "Triage_RR", "Triage_SpO2", "Triage_SBP", "Triage_DBP")
@@ -134,8 +137,8 @@ def reference_aurocs(root, targets):
     if not path.is_file():
         return table
     try:
-        truth = pl.read_csv(path).with_columns(source=pl.lit("truth")).select(list(REFERENCE_SCHEMA))
-        return pl.concat([table, truth.cast(REFERENCE_SCHEMA)])
+        truth = pl.read_csv(path).with_columns(source=pl.lit("truth"))
+        return pl.concat([table, truth.select(pl.col(name).cast(kind) for name, kind in REFERENCE_SCHEMA.items())])
     except pl.exceptions.PolarsError as cause:
         raise CohortError(f"{path}: not the truth of a simulation ({str(cause).splitlines()[0]}); remove it") from None
 
@@ -146,12 +149,14 @@ def mcmed_cohort(config, *, seed):
     targets = read_targets(config.targets)
     visits, visit_flow, n_odd_ages = read_visits(root / "visits.csv")
     draws, flow = read_draws(root / "labs.csv", visits, targets, config)
+    vitals, vital_flow = read_vitals(root / "numerics.csv", visits)
     rows = np.unique(draws["visit_row"].to_numpy())
     records, quarantine = read_records(root, visits, rows)
     kept = np.unique(records["visit_row"].to_numpy())
     flow += [
         ("records found", records.height + len(quarantine)),
         *((f"- {reason}", sum(r.startswith(reason) for _, r in quarantine)) for reason in LEFT_OUT),
+        *vital_flow,
         *visit_flow,
         ("- without a draw with results", visits.height - len(rows)),
         ("visits with draws", len(rows)),
@@ -187,7 +192,7 @@ def mcmed_cohort(config, *, seed):
         targets=tuple(target.name for target in targets),
         components=tuple(dict.fromkeys(target.component for target in targets)),
         visits=table, records=renumber(records), draws=renumber(draws),
-        side=chosen.select("Race", "Ethnicity", *(name for name in chosen.columns if name in TRIAGE)),
+        side=chosen.select("Race", "Ethnicity", cs.starts_with("Triage_")).hstack(vitals[kept]),
         quarantine=pl.DataFrame(quarantine, schema={"record": pl.String, "reason": pl.String}, orient="row"),
         flow=flow, root=root.resolve(), pairing="horizon", may_overlap=config.split == "visit",
         reference=reference_aurocs(root, targets),

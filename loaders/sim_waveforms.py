@@ -58,17 +58,18 @@ def draw_person(rng):
     )  # fmt: skip
 
 
-def waves(parameter_WE, time_B, interval_B, electrode_V):
+def waves(parameter_WE, rhythm_B, electrode_V):
     """Return centre, width (s) and amplitude (mV) of the five waves of each beat, three arrays of shape (beats, 5).
 
     Parameters
     ----------
     parameter_WE : float array, shape (windows, effects)
         From ``anyecg.loaders.sim_law.parameters``; a beat takes those of the window in which its R peak lies.
-    time_B, interval_B : float arrays
+    rhythm_B : (float array, float array)
         R peaks and the intervals that follow, in s.
     electrode_V : float array, shape (5,)
     """
+    time_B, interval_B = rhythm_B
     window_B = np.clip((time_B / WINDOW_S).astype(np.int64), 0, len(parameter_WE) - 1)
     moved = {effect.parameter: parameter_WE[window_B, e] for e, effect in enumerate(LAW)}
     # QT follows the cube root of the preceding interval (Fridericia 1920).
@@ -117,7 +118,7 @@ def rhythm(rng, parameter_WE, person, seconds):
 
 def lead_ii(rng, parameter_WE, person, rhythm_B, n):
     """Return lead II in mV, float64 (n,): the model's ECG, electrode gain, wander, motion, muscle and mains noise."""
-    centre_BV, width_BV, amplitude_BV = waves(parameter_WE, *rhythm_B, person.electrode_V)
+    centre_BV, width_BV, amplitude_BV = waves(parameter_WE, rhythm_B, person.electrode_V)
     rest_T = _slow(rng, n, person, n / FS)
     mv_T = person.gain * synthesise(centre_BV, width_BV, amplitude_BV, rest_T, fs=FS)
     # Muscle noise swells and fades over tens of seconds.

@@ -60,7 +60,8 @@ def simulate(folder, *, n_visits, hours, seed, comm, replay=None):
     """
     folder = Path(folder)
     wanted = {"n_visits": n_visits, "hours": hours, "seed": seed, "replayed": find_records(replay) if replay else []}
-    error, is_done, sources = None, False, []
+    error, is_done = None, False
+    sources: list = []
     try:
         sources = read_sources(replay) if replay else []
         is_done = comm.rank == 0 and _make_ready(folder, wanted)
@@ -125,9 +126,9 @@ def _finish(folder, wanted, batches):
     n_blocks = -(-wanted["n_visits"] // BLOCK)
     for name in TABLES:
         with replacing(folder / f"{name}.csv") as temporary, temporary.open("wb") as table:
-            for number in range(n_blocks):
-                table.write((folder / PARTS / f"{name}-{number}.csv").read_bytes())
-    blocks = [visit_block(wanted["seed"], number, wanted["hours"]) for number in range(n_blocks)]
+            for part in range(n_blocks):
+                table.write((folder / PARTS / f"{name}-{part}.csv").read_bytes())
+    blocks = [visit_block(wanted["seed"], part, wanted["hours"]) for part in range(n_blocks)]
     patient, arrival, number = (
         np.concatenate([getattr(block, name) for block in blocks])[: wanted["n_visits"]]
         for name in ("patient", "arrival", "number")

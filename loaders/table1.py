@@ -5,6 +5,7 @@ import polars as pl
 
 from anyecg.loaders.cohort import SPLITS
 
+MIN_PATIENTS = 10
 SEX_NAMES = {0: "female", 1: "male", -1: "unknown"}
 
 
@@ -12,9 +13,21 @@ def _share(n, total):
     return f"{n} ({n / total:.1%})" if total else "0"
 
 
+def _categories(cohort, what):
+    """Return race or ethnicity of each visit; values of fewer than MIN_PATIENTS patients are not named."""
+    values = cohort.side[what].fill_null("").replace("", "unknown")
+    patients = (
+        pl.DataFrame({"value": values, "patient": cohort.visits["patient"]})
+        .group_by("value")
+        .agg(pl.col("patient").n_unique())
+    )
+    rare = patients.filter(pl.col("patient") < MIN_PATIENTS)["value"].to_list()
+    return values.replace(dict.fromkeys(rare, f"each of fewer than {MIN_PATIENTS} patients"))
+
+
 def _column(cohort, keep):
     """Return {characteristic: text} of the visits in ``keep``; a patient counts with its first."""
-    visits, side = cohort.visits.filter(keep), cohort.side.filter(keep) if cohort.side.width else None
+    visits = cohort.visits.filter(keep)
     first = visits.with_row_index().unique("patient", keep="first", maintain_order=True)["index"].to_list()
     patients = visits[first]
     rows = np.flatnonzero(keep)
@@ -30,11 +43,16 @@ def _column(cohort, keep):
     }
     for code, name in SEX_NAMES.items():
         column[f"sex: {name}"] = _share(int((patients["sex"] == code).sum()), n)
-    if side is not None:
+    if cohort.side.width:
         for what in ("Race", "Ethnicity"):
-            values = side[first][what].fill_null("").replace("", "unknown")
+            values = _categories(cohort, what).filter(keep)[first]
             for name, count in sorted(values.value_counts().iter_rows()):
                 column[f"{what.lower()}: {name}"] = _share(count, n)
+    vitals = [name for name in cohort.side.columns if name.startswith(("Triage_", "monitor_"))]
+    for name in vitals:
+        value = cohort.side[name].filter(keep)[first].fill_nan(None).drop_nulls()
+        if cohort.side[name].is_finite().any():
+            column[f"{name}, mean (SD)"] = f"{value.mean():.1f} ({value.std() or 0:.1f})" if len(value) else "unknown"
     return column
 
 

@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from anyecg.loaders import labs
+from anyecg.loaders import tables
 from anyecg.loaders.cohort import CohortConfig
 from anyecg.loaders.errors import CohortError
-from anyecg.loaders.labs import LAB_COLUMNS, candidate_targets, microseconds, read_draws
+from anyecg.loaders.labs import LAB_COLUMNS, candidate_targets, read_draws
+from anyecg.loaders.tables import microseconds
 from anyecg.loaders.targets import read_targets
 
 HEAD = ",".join(LAB_COLUMNS).encode() + b"\n"
@@ -50,7 +51,7 @@ def test_blocks_of_any_size_give_the_same_draws_and_counts(messy, monkeypatch):
     path, rows = messy
     whole = read_draws(path, VISITS, read_targets(), CONFIG)
     for size in (500, 4093):
-        monkeypatch.setattr(labs, "BLOCK_BYTES", size)
+        monkeypatch.setattr(tables, "BLOCK_BYTES", size)
         draws, flow = read_draws(path, VISITS, read_targets(), CONFIG)
         assert_frame_equal(draws, whole[0])
         assert flow == whole[1]
@@ -65,7 +66,7 @@ def test_candidates_are_counted_the_same_in_blocks_of_any_size(messy, monkeypatc
     path, rows = messy
     config = CohortConfig(kind="mcmed", path=str(path.parent))
     whole = candidate_targets(config, min_visits=1)
-    monkeypatch.setattr(labs, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 500)
     assert_frame_equal(candidate_targets(config, min_visits=1), whole)
     right = [fields for fields in rows if len(fields) == 8]
     for found in whole.iter_rows(named=True):
@@ -101,7 +102,7 @@ def test_a_table_of_the_header_alone_has_no_draws(tmp_path):
     ],
 )
 def test_what_is_no_table_is_one_clear_line(tmp_path, monkeypatch, content, said):
-    monkeypatch.setattr(labs, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 1000)
     path = tmp_path / "labs.csv"
     if content == "folder":
         path.mkdir()
@@ -114,6 +115,14 @@ def test_what_is_no_table_is_one_clear_line(tmp_path, monkeypatch, content, said
         with pytest.raises(CohortError, match=rf"labs\.csv: {said}") as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_a_quote_that_is_never_closed_is_refused(tmp_path):
+    path = write_labs(tmp_path / "labs.csv", [row(0), row(1)])
+    with path.open("a") as file:
+        file.write(f'2,{ORDERED},,POTASSIUM,4.0,mmol/L,,"\n3,{ORDERED},,POTASSIUM,4.0,mmol/L,,\n')
+    with pytest.raises(CohortError, match="a quote is never closed"):
+        read_draws(path, VISITS, read_targets(), CONFIG)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

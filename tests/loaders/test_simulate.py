@@ -205,9 +205,9 @@ def test_waves_move_as_the_law_says():
     still = np.zeros((3, len(LAW)))
     moved = still.copy()
     moved[:] = [effect.size for effect in LAW]
-    time_B, interval_B = rhythm(np.random.default_rng(2), still, person, 30.0)
-    centre, width, amplitude = waves(still, time_B, interval_B, person.electrode_V)
-    centre_2, width_2, amplitude_2 = waves(moved, time_B, interval_B, person.electrode_V)
+    rhythm_B = rhythm(np.random.default_rng(2), still, person, 30.0)
+    centre, width, amplitude = waves(still, rhythm_B, person.electrode_V)
+    centre_2, width_2, amplitude_2 = waves(moved, rhythm_B, person.electrode_V)
     size = {effect.parameter: effect.size for effect in LAW}
     np.testing.assert_allclose(amplitude_2[:, 4] / amplitude[:, 4], np.exp(size["T amplitude, log"]))
     np.testing.assert_allclose(width_2[:, 4] / width[:, 4], np.exp(size["T width, log"]))
