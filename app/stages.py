@@ -102,7 +102,8 @@ def _wanted_cohort(config):
         if not Path(config.cohort.labels).is_file():
             raise CohortError(f"{config.cohort.labels}: no such file; give the CSV of labels as 'labels' in [cohort]")
     hashes = [file_hash(path) for path in tables if Path(path).is_file()]
-    return digest([config.cohort.identity(), config.seed, hashes, listing(config.cohort.path, without=config.folder)])
+    state = listing(config.cohort.path, without=config.folder, below=config.cohort.kind == "folder")
+    return digest([config.cohort.identity(), config.seed, hashes, state])
 
 
 def _run_cohort(config, comm, stage_hash):

@@ -78,14 +78,15 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing(folder, *, without):
+def listing(folder, *, without, below=True):
     """Return a hash of the names, sizes and times of all files below a folder; their contents are not read.
 
-    ``without`` is a path whose files do not count: the run folder may lie among the recordings.
+    ``without`` is a path whose files do not count: the run folder may lie among the recordings. Without ``below`` only
+    the files in the folder itself count: ten million waveform files cannot be asked for their times at every start.
     """
     found = []
-    for where, below, names in os.walk(folder):
-        below[:] = [name for name in below if (Path(where) / name).resolve() != Path(without).resolve()]
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if below and (Path(where) / name).resolve() != Path(without).resolve()]
         for name in names:
             entry = Path(where) / name
             status = entry.lstat()
