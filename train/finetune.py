@@ -41,6 +41,9 @@ class FinetuneConfig(Section):
     learning_rate: float = Field(1e-3, gt=0, lt=10, description="largest learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, lt=10, description="weight decay of AdamW")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate; cosine follows")
+    best_by: Literal["loss", "auroc"] = Field(
+        "loss", description="which epoch is published: lowest validation loss, or highest mean validation AUROC"
+    )
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of a gradient")
     ranks: int = Field(2, ge=1, description="MPI ranks that train and predict, one a GPU or a share of the cores")
 
@@ -174,7 +177,7 @@ def _start_engine(network, config, n_steps, comm, device):
 
 
 def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_hash):
-    """Train, and publish the network of the epoch with the lowest validation loss.
+    """Train, and publish the network of the epoch that is best on the validation split.
 
     Parameters
     ----------
@@ -204,12 +207,12 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     device = join(comm, folder)
     n_batches = -(-n_pairs // config.batch_size)
     engine, optimiser, schedule = _start_engine(network, config, n_batches * config.epochs, comm, device)
-    first_epoch, curve, best_loss, best_epoch = 0, [], math.inf, 0
+    first_epoch, curve, best_value, best_epoch = 0, [], math.inf, 0
     if state:
         engine.module.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
-        first_epoch, curve, best_loss, best_epoch = (state[k] for k in ("epoch", "curve", "best_loss", "best_epoch"))
+        first_epoch, curve, best_value, best_epoch = (state[k] for k in ("epoch", "curve", "best_value", "best_epoch"))
     order = {"seed": seed, "batch_size": config.batch_size, "split": "train", "horizon_min": config.horizon_min}
     batches = PairBatches(index, stream, order, comm, first_step=first_epoch * n_batches, device_id=device.index)
     validation = Validation(index, config, stream, comm, device)
@@ -224,9 +227,10 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
                 [epoch + 1, row["windows"], row["loss"], val_loss, val_auroc, rate, row["rate"], row["waiting"]]
             )  # fmt: skip
             # Without a validation split the last epoch is taken.
-            better = val_loss < best_loss or math.isnan(val_loss)
+            value = val_loss if config.best_by == "loss" else -val_auroc
+            better = value < best_value or math.isnan(value)
             if better:
-                best_loss, best_epoch = val_loss, epoch + 1
+                best_value, best_epoch = value, epoch + 1
             if comm.rank == 0:
                 log.info(" ".join(f"{key}={value:.5g}" for key, value in zip(CURVE, curve[-1], strict=True)))
                 if better:
@@ -234,7 +238,7 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
                 checkpoint.save(
                     {
                         "epoch": epoch + 1, "model": engine.module.state_dict(), "optimiser": optimiser.state_dict(),
-                        "schedule": schedule.state_dict(), "curve": curve, "best_loss": best_loss,
+                        "schedule": schedule.state_dict(), "curve": curve, "best_value": best_value,
                         "best_epoch": best_epoch,
                     }
                 )  # fmt: skip
