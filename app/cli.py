@@ -110,7 +110,9 @@ def _as_rank(name, comm, work):
         if comm.rank == 0:
             print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
         return 2
-    except BaseException:
+    except BaseException as cause:
+        if isinstance(cause, KeyboardInterrupt) and comm.size == 1:
+            raise
         logging.getLogger(__name__).exception("rank %d failed", comm.rank)
         comm.Abort(1)
     return 0
@@ -240,8 +242,9 @@ def _predict_files(arguments):
 def _simulate(arguments):
     from anyecg.loaders.progress import on_terminal
     from anyecg.loaders.ranks import under_launcher, world
-    from anyecg.loaders.simulate import simulate
+    from anyecg.loaders.simulate import check_numbers, simulate
 
+    check_numbers(arguments.visits, arguments.hours, arguments.seed)
     if arguments.ranks < 1:
         raise AnyECGError(f"--ranks {arguments.ranks}; wanted 1 or more")
     if arguments.ranks > 1 and not under_launcher():
@@ -349,7 +352,7 @@ def main(argv=None):
         print(f"anyecg {arguments.command}: {cause}; mend the disk or the path, then run it again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"anyecg {arguments.command}: stopped; the same command continues", file=sys.stderr)
+        print(f"anyecg {arguments.command}: stopped; run the same command again", file=sys.stderr)
         return 130
 
 

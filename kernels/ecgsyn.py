@@ -5,7 +5,7 @@ import numpy as np
 from anyecg.kernels._jit import kernel
 
 WAVES = ("P", "Q", "R", "S", "T")
-# Time before the first sample at which beats begin, so that the first sample already lies in a running ECG.
+# Beats begin and end this long before and after a record, so that waves reach into it from outside.
 LEAD_IN_S = 3.0
 
 
@@ -65,10 +65,9 @@ def _force(centre_BV, width_BV, amplitude_BV, fs, force_T):
 
 
 @kernel
-def _integrate(force_T, rest_T, fs, out_T):
-    """Fourth-order Runge-Kutta of dz/dt = force - (z - rest), rest linear between samples."""
+def _integrate(force_T, rest_T, z, fs, out_T):
+    """Fourth-order Runge-Kutta of dz/dt = force - (z - rest), rest linear between samples, from ``z`` on."""
     dt = 1.0 / fs
-    z = rest_T[0]
     for t in range(len(out_T)):
         out_T[t] = z
         if t + 1 == len(out_T):
@@ -102,52 +101,13 @@ def synthesise(centre_BV, width_BV, amplitude_BV, rest_T, *, fs):
     amplitudes in mV as in Sameni et al. 2007 (IEEE Trans Biomed Eng 54:2172, eq. 7). On the limit cycle the angle is
     D_i = w (t - t_i), and with widths b_i = w s_i the angular velocity w cancels, which leaves the equation in time.
     """
+    centre_BV, width_BV, amplitude_BV = (
+        np.ascontiguousarray(wave_BV, np.float64) for wave_BV in (centre_BV, width_BV, amplitude_BV)
+    )
     force_T = np.zeros(2 * len(rest_T))
-    _force(
-        np.ascontiguousarray(centre_BV, np.float64), np.ascontiguousarray(width_BV, np.float64),
-        np.ascontiguousarray(amplitude_BV, np.float64), float(fs), force_T,
-    )  # fmt: skip
+    _force(centre_BV, width_BV, amplitude_BV, float(fs), force_T)
+    # A wave that has begun before the first sample has already lifted the voltage.
+    start = rest_T[0] + (amplitude_BV * np.exp(-0.5 * (centre_BV / width_BV) ** 2)).sum()
     out_T = np.empty(len(rest_T))
-    _integrate(force_T, np.ascontiguousarray(rest_T, np.float64), float(fs), out_T)
+    _integrate(force_T, np.ascontiguousarray(rest_T, np.float64), start, float(fs), out_T)
     return out_T
-
-
-@kernel
-def _windows_by_epoch(start_NS, stop_NS, time_ND, n_draws_N, draw_N, half_s, counts_ND):
-    for n in range(len(draw_N)):
-        time = time_ND[n, draw_N[n]]
-        for s in range(start_NS.shape[1]):
-            t = start_NS[n, s]
-            # Whole windows before the horizon are skipped at once.
-            if t < time - half_s:
-                t += 10.0 * np.ceil((time - half_s - t) / 10.0)
-            while t + 10.0 <= stop_NS[n, s] and t + 10.0 <= time + half_s:
-                nearest = 0
-                for d in range(1, n_draws_N[n]):
-                    if abs(t + 5.0 - time_ND[n, d]) < abs(t + 5.0 - time_ND[n, nearest]):
-                        nearest = d
-                counts_ND[n, nearest] += 1
-                t += 10.0
-
-
-def windows_by_epoch(start_NS, stop_NS, time_ND, n_draws_N, draw_N, *, half_s):
-    """Count the windows of one draw of each visit by the draw that each window lies nearest to.
-
-    Parameters
-    ----------
-    start_NS, stop_NS : float array, shape (visits, segments)
-        Begin and end of the waveform's segments in s; equal where there is none.
-    time_ND : float array, shape (visits, draws)
-        Draw times in s, rising; the first ``n_draws_N`` of each row count.
-    draw_N : int array
-        The draw whose horizon is looked at.
-    half_s : float
-        Half-width of the horizon.
-
-    Returns
-    -------
-    int64 array, shape (visits, draws)
-    """
-    counts_ND = np.zeros(time_ND.shape, np.int64)
-    _windows_by_epoch(start_NS, stop_NS, time_ND, n_draws_N, draw_N, float(half_s), counts_ND)
-    return counts_ND

@@ -123,7 +123,7 @@ def official_split(root, kind, visits):
     return split
 
 
-def reference_aurocs(root, targets):
+def reference_aurocs(root, targets, config):
     """Return what others found: the paper's AUROC of each target, and a simulated double's truth where there is one.
 
     Returns
@@ -134,7 +134,10 @@ def reference_aurocs(root, targets):
     paper = [(t.name, 60, "window", "paper", t.paper_auroc) for t in targets if t.paper_auroc == t.paper_auroc]
     table = pl.DataFrame(paper, schema=REFERENCE_SCHEMA, orient="row")
     path = root / "truth.csv"
-    if not path.is_file():
+    # The truth holds for the paper's targets at the time of order.
+    if not path.is_file() or (config.anchor, config.lag_minutes, config.targets, config.limits) != (
+        "order", 0, "", "table",
+    ):  # fmt: skip
         return table
     try:
         truth = pl.read_csv(path).with_columns(source=pl.lit("truth"))
@@ -195,6 +198,6 @@ def mcmed_cohort(config, *, seed):
         side=chosen.select("Race", "Ethnicity", cs.starts_with("Triage_")).hstack(vitals[kept]),
         quarantine=pl.DataFrame(quarantine, schema={"record": pl.String, "reason": pl.String}, orient="row"),
         flow=flow, root=root.resolve(), pairing="horizon", may_overlap=config.split == "visit",
-        reference=reference_aurocs(root, targets),
+        reference=reference_aurocs(root, targets, config),
         definition=tuple((t.name, t.limit, t.unit, config.limits, config.units) for t in targets),
     )  # fmt: skip

@@ -197,7 +197,7 @@ class VisitBlock:
 
 
 # Independent streams of random numbers; a stream is a function of (seed, stream, number) alone.
-VISITS, TABLES, WAVEFORMS, TRUTH = range(4)
+OF_VISITS, OF_TABLES, OF_WAVEFORMS, OF_TRUTH = range(4)
 
 
 def generator(seed, stream, number):
@@ -207,17 +207,18 @@ def generator(seed, stream, number):
 
 def visit_block(seed, block, hours):
     """Make the visits of one block, always ``BLOCK`` of them, a function of its arguments."""
-    rng = generator(seed, VISITS, block)
+    rng = generator(seed, OF_VISITS, block)
     patient = rng.integers(0, PATIENTS_A_BLOCK, BLOCK)
     time_ND, n_draws_N, start_NS, stop_NS = visit_times(rng, BLOCK, hours)
     own = rng.standard_normal((PATIENTS_A_BLOCK, len(LAW)))[patient]
     nuisance_NE = np.sqrt(PATIENT_SHARE) * own + np.sqrt(1 - PATIENT_SHARE) * rng.standard_normal(own.shape)
-    # Years 2200 to 2300: many lie beyond April 2262, where int64 nanoseconds end.
+    # Years 2200 to 2300: many lie beyond April 2262, where int64 nanoseconds end. A patient comes back within months.
     first = int(np.datetime64("2200-01-01", "s").astype(np.int64))
+    first_visit = first + rng.integers(0, 95 * 365 * 86_400, PATIENTS_A_BLOCK)[patient]
     return VisitBlock(
         number=block * BLOCK + np.arange(BLOCK),
         patient=block * BLOCK + patient,
-        arrival=first + rng.integers(0, 100 * 365 * 86_400, BLOCK),
+        arrival=first_visit + rng.exponential(120 * 86_400, BLOCK).astype(np.int64),
         time_ND=time_ND, n_draws_N=n_draws_N, start_NS=start_NS, stop_NS=stop_NS,
         level_NDC=np.stack([levels(rng, time_ND.shape) for _ in PLANTED], axis=2),
         nuisance_NE=nuisance_NE, has_waveforms=rng.random(BLOCK) < 0.75, has_labs=rng.random(BLOCK) < 0.92,

@@ -25,11 +25,14 @@ class Source:
     mv_T : float64 array
     start_B, interval_B : float64 arrays
         R peaks in s and the intervals that follow, only those between 0.3 and 2.5 s.
+    digest : str
+        Of the recording's header.
     """
 
     mv_T: np.ndarray
     start_B: np.ndarray
     interval_B: np.ndarray
+    digest: str
 
 
 def read_sources(folder):
@@ -63,7 +66,9 @@ def read_sources(folder):
         usable = (interval_B > 0.3) & (interval_B < 2.5)
         high_pass = butter(2, 0.5, "high", fs=FS, output="sos")
         if usable.sum() > 10:
-            sources.append(Source(sosfiltfilt(high_pass, mv_T), start_B[:-1][usable], interval_B[usable]))
+            sources.append(
+                Source(sosfiltfilt(high_pass, mv_T), start_B[:-1][usable], interval_B[usable], record.digest)
+            )
     if not sources:
         raise CohortError(f"{folder}: no WFDB record with beat annotations (.atr); give a folder that holds some")
     return sources

@@ -6,13 +6,13 @@ import polars as pl
 from anyecg.kernels.counter import permute
 from anyecg.loaders.sim_law import (
     BLOCK,
+    OF_TABLES,
     PLANTED,
-    TABLES,
     component_laws,
     generator,
     levels,
 )
-from anyecg.loaders.sim_waveforms import RATE, RATES, SHORTEST_S
+from anyecg.loaders.sim_waveforms import RATES, SHORTEST_S, TYPICAL_RATE
 
 CSN_FIRST, MRN_FIRST, N_NAMES = 90_000_000, 10_000_000, 10_000_000
 SEXES, RACES = ("F", "M"), ("White", "Asian", "Black or African American", "Other", "Unknown")
@@ -20,7 +20,7 @@ ETHNICITIES = ("Non-Hispanic/Non-Latino", "Hispanic/Latino", "Unknown")
 # Vital signs: mean, standard deviation, digits after the point. Triage takes the temperature in C, monitors in F.
 TRIAGE = {"Temp": (36.9, 0.5, 1), "HR": (86, 17, 0), "RR": (18, 2.5, 0), "SpO2": (96, 1, 0), "SBP": (136, 23, 0),
           "DBP": (79, 14, 0)}  # fmt: skip
-MONITOR = {**TRIAGE, "Temp": (98.5, 0.8, 1), "HR": (RATE, 12, 0)}
+MONITOR = {**TRIAGE, "Temp": (98.5, 0.8, 1), "HR": (TYPICAL_RATE, 12, 0)}
 PANELS = ("COMPREHENSIVE METABOLIC PANEL", "CBC WITH DIFFERENTIAL", "BLOOD GAS, VENOUS", "LIPID PANEL", "COAGULATION")
 # Results that no target asks for, as the real table has them: commas, a line break, words instead of numbers.
 OTHERS = (
@@ -29,7 +29,7 @@ OTHERS = (
     ("HEMOLYSIS INDEX", ("12", "<5", ">300"), "mg/dL"),
 )  # fmt: skip
 # Shares of flawed results.
-WORDS, OTHER_UNIT, NO_ORDER_TIME, REPEATED, UNKNOWN_VISIT = 0.004, 0.002, 0.003, 0.006, 0.0005
+WORDS, OTHER_UNIT, NO_ORDER_TIME, REPEATED, UNKNOWN_VISIT, UNDECIDED = 0.004, 0.002, 0.003, 0.006, 0.0005, 0.002
 # Levels beyond which the analyser says "above (below) its range" only.
 RANGE = 2.4
 
@@ -52,11 +52,12 @@ def iso(seconds):
 
 def visit_table(seed, block):
     """Return visits.csv of one block."""
-    rng = generator(seed, TABLES, int(block.number[0]))
+    rng = generator(seed, OF_TABLES, int(block.number[0]))
     person = block.patient - block.number[0]
     age, sex, race, ethnicity = (
-        draw[person] for draw in (
-            rng.integers(18, 91, BLOCK), rng.integers(0, 2, BLOCK), rng.integers(0, len(RACES), BLOCK),
+        values[person]
+        for values in (
+            rng.integers(18, 100, BLOCK), rng.integers(0, 2, BLOCK), rng.integers(0, len(RACES), BLOCK),
             rng.integers(0, len(ETHNICITIES), BLOCK),
         )
     )  # fmt: skip
@@ -84,7 +85,7 @@ def visit_table(seed, block):
 
 def lab_table(seed, block, n_visits):
     """Return labs.csv of the first ``n_visits`` visits of one block."""
-    rng = generator(seed, TABLES, 1 << 40 | int(block.number[0]))
+    rng = generator(seed, OF_TABLES, 1 << 40 | int(block.number[0]))
     parts = []
     shape_ND = block.time_ND.shape
     present_ND = np.isfinite(block.time_ND) & block.has_labs[:, None]
@@ -113,6 +114,9 @@ def _results(rng, block, law, place, level_ND, measured_ND):
     level = level_ND[visit, draw]
     value = np.char.mod(f"%.{law.decimals}f", law.value(np.clip(level, -RANGE, RANGE)))
     value = np.char.add(np.where(level > RANGE, ">", np.where(level < -RANGE, "<", "")), value)
+    if law.component not in PLANTED and not np.isnan(law.high):
+        # "Below a number above the limit" does not say whether it is above the limit.
+        value = np.where(rng.random(len(level)) < UNDECIDED, f"<{2 * law.high:g}", value)
     value = np.where(rng.random(len(level)) < WORDS, "Hemolyzed, not reported", value)
     unit = np.where(rng.random(len(level)) < OTHER_UNIT, "arb. unit", law.unit.replace("ug", "µg"))
     limits = ["" if np.isnan(limit) else f"{limit:g}" for limit in (law.low, law.high)]
@@ -134,9 +138,13 @@ def _rows(rng, block, visit, draw, name, value, unit, panel, low, high):
 def _flaws(rng, table):
     """Add times, abnormal flags and the flaws of real tables: repeated rows, missing order times, unknown visits."""
     repeated = table.filter(pl.Series(rng.random(table.height) < REPEATED))
-    # Half of the repeats were reported again later.
-    later = pl.Series(rng.random(repeated.height) < 0.5)
-    repeated = repeated.with_columns(result=pl.col("result") + pl.when(later).then(1800).otherwise(0))
+    # Half of the repeats were reported again later; of the others half differ by a digit, but for planted components.
+    later, differs = (pl.Series(rng.random(repeated.height) < 0.5) for _ in range(2))
+    differs &= ~later & ~repeated["name"].is_in(PLANTED)
+    repeated = repeated.with_columns(
+        result=pl.col("result") + pl.when(later).then(1800).otherwise(0),
+        value=pl.col("value") + pl.when(differs).then(pl.lit("1")).otherwise(pl.lit("")),
+    )
     table = pl.concat([table, repeated]).sort("visit", "order", maintain_order=True)
     unknown = pl.Series(rng.random(table.height) < UNKNOWN_VISIT)
     no_time = pl.Series(rng.random(table.height) < NO_ORDER_TIME)
@@ -153,7 +161,7 @@ def _flaws(rng, table):
 
 def numeric_table(seed, block, n_visits, hours):
     """Return numerics.csv of the first ``n_visits`` visits: vital signs every ten minutes."""
-    rng = generator(seed, TABLES, 2 << 40 | int(block.number[0]))
+    rng = generator(seed, OF_TABLES, 2 << 40 | int(block.number[0]))
     steps = max(1, int(hours * 6))
     visit = np.repeat(np.arange(BLOCK), steps)
     time = iso(block.arrival[visit] + 600 * np.tile(np.arange(steps), BLOCK))

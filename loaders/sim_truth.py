@@ -7,13 +7,13 @@ import polars as pl
 from scipy.special import ndtr
 
 from anyecg.kernels.auroc import auroc
-from anyecg.kernels.ecgsyn import windows_by_epoch
+from anyecg.kernels.coverage import windows_by_epoch
 from anyecg.loaders.index import HORIZON_BIT
 from anyecg.loaders.sim_law import (
     LAW,
     LEVEL_CORRELATION,
+    OF_TRUTH,
     PLANTED,
-    TRUTH,
     WINDOW_SHARE,
     component_laws,
     generator,
@@ -21,7 +21,8 @@ from anyecg.loaders.sim_law import (
     visit_times,
 )
 
-N_BATCHES, VISITS_A_BATCH = 11, 100_000
+N_BATCHES, VISITS_A_BATCH = 55, 20_000
+LEVELS = ("window", "draw", "draw_mean")
 WINDOWS_A_DRAW = 200
 SCHEMA = ("target", "horizon_min", "level", "auroc", "standard_error", "n_visits")
 
@@ -60,7 +61,7 @@ def _see(rng, times, draw_N, horizon_min):
 
 
 def _draw_score(seen, level_ND, visit_part_N, rng, k, edge):
-    """Return {direction: P(label | parameters of all windows of the draw)}, float arrays (visits,).
+    """Return {direction: P(label | parameters of all windows of the draw)} and the mean parameter, (visits,) each.
 
     The mean parameter of the n windows nearest to draw e is level_e + visit part + noise of variance k^2 WINDOW_SHARE /
     n. Given all of them the level of the draw is normal; the matrix is diagonal plus a constant (Sherman and Morrison).
@@ -77,11 +78,12 @@ def _draw_score(seen, level_ND, visit_part_N, rng, k, edge):
     towards_N = (weight_ND * covariance_ND).sum(axis=1)
     expected_N = (weight_ND * covariance_ND * mean_ND).sum(axis=1) - shrink_N * towards_N * (weight_ND * mean_ND).sum(1)
     explained_N = (weight_ND * covariance_ND**2).sum(axis=1) - shrink_N * towards_N**2
-    return {
+    probability = {
         direction: ndtr((sign * expected_N - sign * edge[direction]) / np.sqrt(1 - explained_N))
         for direction, sign in (("low", -1.0), ("high", 1.0))
         if direction in edge
     }
+    return probability, (seen.counts_ND * mean_ND).sum(axis=1) / seen.counts_ND.sum(axis=1)
 
 
 def batch_truth(batch, hours):
@@ -90,7 +92,7 @@ def batch_truth(batch, hours):
     Of each visit one draw is taken by chance, with the weight of all its draws; of each draw one window, with the
     weight of all its windows: the same expectation as all pairs of windows and draws.
     """
-    rng = generator(0, TRUTH, batch)
+    rng = generator(0, OF_TRUTH, batch)
     times = visit_times(rng, VISITS_A_BATCH, hours)
     time_ND, n_draws_N = times[:2]
     draw_N = np.floor(rng.random(VISITS_A_BATCH) * n_draws_N).astype(np.int64)
@@ -108,18 +110,17 @@ def batch_truth(batch, hours):
             rows = np.arange(len(seen.visits))
             shown_N = level_ND[seen.visits, seen.chosen_N] + visit_part_N[seen.visits]
             shown_N = shown_N + k * np.sqrt(WINDOW_SHARE) * rng.standard_normal(len(rows))
-            by_draw = _draw_score(seen, level_ND, visit_part_N, rng, k, edge)
+            by_draw, mean_N = _draw_score(seen, level_ND, visit_part_N, rng, k, edge)
             mine_N = level_ND[seen.visits, seen.draw_N]
             n_windows_N = seen.counts_ND.sum(axis=1)
             for direction, level in edge.items():
-                label_N = mine_N > level if direction == "high" else mine_N < level
+                sign = 1 if direction == "high" else -1
+                label_N = sign * mine_N > sign * level
                 # P(label | parameters of a window) rises with the parameter, so its rank is the parameter's own.
-                by_window = shown_N if direction == "high" else -shown_N
-                target = f"{law.component} {direction}"
-                for name, score, weight in (
-                    ("window", by_window, seen.n_draws_N * n_windows_N), ("draw", by_draw[direction], seen.n_draws_N),
-                ):  # fmt: skip
-                    found[target, horizon, name] = auroc(score, label_N, weight), len(rows)
+                scores = sign * shown_N, by_draw[direction], sign * mean_N
+                weights = seen.n_draws_N * n_windows_N, seen.n_draws_N, seen.n_draws_N
+                for name, score, weight in zip(LEVELS, scores, weights, strict=True):
+                    found[f"{law.component} {direction}", horizon, name] = auroc(score, label_N, weight), len(rows)
     return found
 
 
@@ -129,7 +130,7 @@ def combine(batches, targets):
     n_all = len(batches) * VISITS_A_BATCH
     for target in targets:
         for horizon in HORIZON_BIT:
-            for level in ("window", "draw"):
+            for level in LEVELS:
                 key = (target.name, horizon, level)
                 if target.component not in PLANTED:
                     rows.append((*key, 0.5, 0.0, n_all))

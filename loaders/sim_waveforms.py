@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from anyecg.kernels.ecgsyn import LEAD_IN_S, WAVES, beats, synthesise
-from anyecg.loaders.sim_law import FS, LAW, WAVEFORMS, WINDOW_S, generator, parameters
+from anyecg.loaders.sim_law import FS, LAW, OF_WAVEFORMS, WINDOW_S, generator, parameters
 from anyecg.loaders.sim_replay import replay
 
 RATES = {"II": 500.0, "Pleth": 125.0, "Resp": 62.5}
 INVALID = -32768
 SHORTEST_S = 1.0
 # Typical heart: rate, PR to the middle of P, QT to the middle of T at 60 beats a minute, all times in s.
-RATE, PR, QT = 75.0, 0.16, 0.29
+TYPICAL_RATE, PR, QT = 75.0, 0.16, 0.29
 AMPLITUDE = np.array([0.13, -0.12, 1.0, -0.22, 0.28])
 WIDTH = np.array([0.022, 0.009, 0.011, 0.010, 0.045])
 # Share of the records that miss their base time, and seconds between runs of invalid samples.
@@ -44,8 +44,8 @@ class Person:
     adu_at_zero: int
 
 
-def draw_person(rng):
-    """Draw a person by chance."""
+def random_person(rng):
+    """Return a person by chance."""
     electrode_V = np.exp(0.25 * rng.standard_normal(len(WAVES)))
     # T and R are what the law is about: their ratio is a parameter with a nuisance of its own.
     electrode_V[[WAVES.index("R"), WAVES.index("T")]] = 1.0
@@ -108,7 +108,7 @@ def _slow(rng, n, person, seconds):
 
 def rhythm(rng, parameter_WE, person, seconds):
     """Return the R peaks of a record and the interval after each, in s from its start."""
-    rate_W = RATE * np.exp(parameter_WE[:, [effect.parameter for effect in LAW].index("heart rate, log")])
+    rate_W = TYPICAL_RATE * np.exp(parameter_WE[:, [effect.parameter for effect in LAW].index("heart rate, log")])
     jitter_B = 0.01 * rng.standard_normal(int((seconds + 2 * LEAD_IN_S) * 3.4) + 2)
     return beats(
         rate_W, lf=person.lf, hf=person.hf, resp_hz=person.resp_hz, phases=tuple(rng.uniform(0, 2 * np.pi, 2)),
@@ -188,8 +188,8 @@ def write_waveforms(folder, name, seed, block, row, sources=()):
     float
         Seconds of lead II written.
     """
-    rng = generator(seed, WAVEFORMS, int(block.number[row]))
-    person = draw_person(rng)
+    rng = generator(seed, OF_WAVEFORMS, int(block.number[row]))
+    person = random_person(rng)
     source = sources[int(rng.integers(0, len(sources)))] if sources else None
     arrival = np.datetime64(int(block.arrival[row]), "s")
     written, number = 0.0, 0

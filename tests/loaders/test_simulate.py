@@ -1,6 +1,9 @@
 import hashlib
 import itertools
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,15 @@ import wfdb
 from mpi4py import MPI
 from scipy.stats import norm
 
+from anyecg.app.cli import main
 from anyecg.kernels.auroc import auroc
 from anyecg.loaders.cohort import CohortConfig
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.mcmed import mcmed_cohort, official_split, read_visits
+from anyecg.loaders.pairs import pair_windows
 from anyecg.loaders.records import open_record
 from anyecg.loaders.sim_law import (
+    BLOCK,
     LAW,
     LEVEL_CORRELATION,
     PLANTED,
@@ -26,14 +32,14 @@ from anyecg.loaders.sim_law import (
     visit_block,
     visit_times,
 )
-from anyecg.loaders.sim_tables import name_visits
-from anyecg.loaders.sim_truth import batch_truth, combine, nuisance_of
-from anyecg.loaders.sim_waveforms import draw_person, rhythm, waves
-from anyecg.loaders.simulate import simulate
+from anyecg.loaders.sim_tables import lab_table, name_visits, visit_table
+from anyecg.loaders.sim_truth import _draw_score, _Seen, batch_truth, combine, nuisance_of
+from anyecg.loaders.sim_waveforms import random_person, rhythm, waves
+from anyecg.loaders.simulate import _make_ready, simulate
 from anyecg.loaders.targets import read_targets
 from tests.conftest import anyecg, on_ranks
 
-N_VISITS, HOURS = 12, 0.4
+N_VISITS, HOURS = 104, 0.06
 
 
 @pytest.fixture(scope="module")
@@ -61,29 +67,91 @@ def test_same_bytes_on_three_ranks_and_from_the_same_command_twice(simulated, tm
     assert "kept" in kept.stdout
 
 
-def test_a_stopped_simulation_starts_anew_and_ends_with_the_same_bytes(simulated, tmp_path, monkeypatch):
-    monkeypatch.setattr("anyecg.loaders.simulate.N_BATCHES", 2)
-    half = tmp_path / "half"
-    (half / ".parts").mkdir(parents=True)
-    (half / "waveforms" / "999" / "90000999").mkdir(parents=True)
-    simulate(half, n_visits=N_VISITS, hours=HOURS, seed=4, comm=MPI.COMM_SELF)
-    without_truth = {name: value for name, value in hashes(simulated).items() if name != "truth.csv"}
-    assert {name: value for name, value in hashes(half).items() if name != "truth.csv"} == without_truth
+def test_a_killed_simulation_starts_anew_and_ends_with_the_same_bytes(simulated, tmp_path):
+    command = [sys.executable, "-m", "anyecg.app.cli", "simulate", "--out", str(tmp_path / "half"), "--ranks", "1"]
+    command += ["--visits", str(N_VISITS), "--hours", str(HOURS), "--seed", "4"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list((tmp_path / "half").glob("waveforms/*/*/II/*.dat")):
+            assert process.poll() is None
+        process.kill()
+    (tmp_path / "half" / ".labs.csv.99.tmp").write_text("left over")
+    stale = tmp_path / "half" / "waveforms" / "999" / "90000999"
+    stale.mkdir(parents=True)
+    (stale / "90000999_1.hea").write_text("of another run")
+    done = anyecg(*command[3:])
+    assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "half") == hashes(simulated)
 
 
-def test_refuses_a_folder_that_holds_something_else(simulated, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    for folder, visits in ((tmp_path, 5), (simulated, 5), (tmp_path / "new", 0)):
-        with pytest.raises(CohortError):
-            simulate(folder, n_visits=visits, hours=HOURS, seed=4, comm=MPI.COMM_SELF)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+def test_a_stop_after_the_last_file_is_tidied_up(simulated, tmp_path):
+    again = shutil.copytree(simulated, tmp_path / "again")
+    (again / ".simulation-parts").mkdir()
+    (again / ".simulation-started").touch()
+    assert not simulate(again, n_visits=N_VISITS, hours=HOURS, seed=4, comm=MPI.COMM_SELF)
+    assert hashes(again) == hashes(simulated)
+
+
+@pytest.mark.parametrize(
+    "theirs", ["mine.txt", ".parts/mine.txt", ".simulation-parts/mine.txt", "waveforms/1/mine.dat"]
+)
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path, theirs):
+    path = tmp_path / "out" / theirs
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(CohortError, match="not empty"):
+        simulate(tmp_path / "out", n_visits=5, hours=HOURS, seed=4, comm=MPI.COMM_SELF)
+    assert path.read_text() == "mine"
+    assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == [path]
+
+
+def test_another_or_damaged_simulation_is_refused(simulated, tmp_path):
+    with pytest.raises(CohortError, match="another simulation"):
+        simulate(simulated, n_visits=5, hours=HOURS, seed=4, comm=MPI.COMM_SELF)
+    damaged = shutil.copytree(simulated, tmp_path / "damaged")
+    (damaged / "labs.csv").unlink()
+    with pytest.raises(CohortError, match="damaged"):
+        simulate(damaged, n_visits=N_VISITS, hours=HOURS, seed=4, comm=MPI.COMM_SELF)
+
+
+def test_a_second_writer_is_kept_out(tmp_path):
+    lock = _make_ready(tmp_path / "out", {})
+    with pytest.raises(CohortError, match="another anyecg simulates there"):
+        simulate(tmp_path / "out", n_visits=5, hours=HOURS, seed=4, comm=MPI.COMM_SELF)
+    lock.close()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("anyecg.loaders.simulate.write_waveforms", full)
+    code = main(["simulate", "--out", str(tmp_path / "out"), "--visits", "5", "--hours", "0.1", "--ranks", "1"])
+    assert code == 2
+    assert "No space left on device; free space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--visits", "0", "--hours", "1"), "--visits 0; wanted 1 to"),
+        (("--visits", "5", "--hours", "nan"), "--hours nan"),
+        (("--visits", "5", "--hours", "0.001"), "wanted 0.05 to 48"),
+        (("--visits", "5", "--hours", "1", "--seed", "-1"), "--seed -1"),
+        (("--visits", "5", "--hours", "1", "--ranks", "0"), "--ranks 0"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_one_line_and_leave_nothing(tmp_path, arguments, said, capsys):
+    assert main(["simulate", "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_layout_is_that_of_mc_med(simulated):
     visits = pl.read_csv(simulated / "visits.csv", infer_schema=False)
     labs = pl.read_csv(simulated / "labs.csv", infer_schema=False)
     assert visits.height == N_VISITS
-    assert set(labs["CSN"]) <= set(visits["CSN"]) | {name for name in labs["CSN"] if name.startswith("99")}
+    assert set(visits["CSN"].str.len_chars()) == {8}
+    assert all(name in set(visits["CSN"]) or len(name) == 9 for name in set(labs["CSN"]))
     for name in ("numerics.csv", "waveform_summary.csv", "truth.csv"):
         assert pl.read_csv(simulated / name, infer_schema=False).height
     listed = [(simulated / f"split_random_{name}.csv").read_text().split() for name in ("train", "val", "test")]
@@ -110,8 +178,6 @@ def test_records_read_as_wfdb_reads_them(simulated):
 
 
 def test_flaws_of_the_real_tables_are_there():
-    from anyecg.loaders.sim_tables import lab_table
-
     table = pl.concat([lab_table(1, visit_block(1, block, 4.0), 100) for block in range(3)])
     value, name = table["Component_value"], table["Component_name"]
     assert value.str.contains("^>[0-9]").any()
@@ -119,7 +185,8 @@ def test_flaws_of_the_real_tables_are_there():
     assert name.str.contains("\n").any()
     assert name.str.contains(",").any()
     assert (table["Order_time"] == "").any()
-    assert table["CSN"].str.starts_with("99").any()
+    assert (table["CSN"].str.len_chars() == 9).any()
+    assert any("90+" in visit_table(1, visit_block(1, block, 4.0))["Age"].to_list() for block in range(3))
     assert table.is_duplicated().any()
     assert (table["Order_time"] > "2262-04-12").any()
     blocks = [visit_block(1, block, 4.0) for block in range(3)]
@@ -136,18 +203,27 @@ def test_official_lists_are_patient_disjoint(simulated):
         assert (table.group_by("patient").agg(pl.col("split").n_unique())["split"] == 1).all()
 
 
-def test_cohort_counts_every_row_and_places_draws_where_the_law_put_them(simulated):
+def test_cohort_places_draws_and_records_where_the_law_put_them(simulated):
     cohort = mcmed_cohort(CohortConfig(kind="mcmed", path=str(simulated)), seed=1)
     flow = dict(cohort.flow)
-    rows = pl.read_csv(simulated / "labs.csv", infer_schema=False).height
-    assert flow["rows in labs.csv"] == rows
-    block = visit_block(4, 0, HOURS)
-    drawn = np.isfinite(block.time_ND) & block.has_labs[:, None]
-    expected = (block.arrival[:, None] + block.time_ND)[drawn] * 1e6
-    assert set(cohort.draws["time"].to_list()) <= set(expected[: len(expected)].astype(np.int64).tolist())
-    starts = (block.arrival[:, None] * 1e6 + block.start_NS * 1e6)[block.has_waveforms]
-    assert set(cohort.records["start"].to_list()) <= set(np.round(starts.ravel()).astype(np.int64).tolist())
+    assert flow["rows in labs.csv"] == pl.read_csv(simulated / "labs.csv", infer_schema=False).height
+    records, draws, found = set(cohort.records["start"].to_list()), set(), 0
+    for block in (visit_block(4, number, HOURS) for number in range(2)):
+        for row in np.flatnonzero(block.has_labs & block.has_waveforms & (block.number < N_VISITS)):
+            lasting = block.stop_NS[row] - block.start_NS[row] >= 1
+            starts = set(np.round((block.arrival[row] + block.start_NS[row, lasting]) * 1e6).astype(np.int64).tolist())
+            found += len(starts)
+            if starts & records:
+                times = block.time_ND[row][np.isfinite(block.time_ND[row])]
+                draws |= set(((block.arrival[row] + times) * 1e6).astype(np.int64).tolist())
+                records -= starts
+    assert records == set()
+    assert cohort.records.height == found - flow["- no base time"] > 0
+    assert set(cohort.draws["time"].to_list()) == draws
     assert set(cohort.reference["source"]) == {"paper", "truth"}
+    for other in ({"anchor": "result"}, {"lag_minutes": 5.0}, {"limits": "file"}):
+        other = mcmed_cohort(CohortConfig(kind="mcmed", path=str(simulated), **other), seed=1)
+        assert set(other.reference["source"]) == {"paper"}
 
 
 @pytest.mark.parametrize("law", component_laws(), ids=lambda law: law.component)
@@ -201,7 +277,7 @@ def test_a_window_shows_the_level_of_the_nearest_draw():
 
 
 def test_waves_move_as_the_law_says():
-    person = draw_person(np.random.default_rng(1))
+    person = random_person(np.random.default_rng(1))
     still = np.zeros((3, len(LAW)))
     moved = still.copy()
     moved[:] = [effect.size for effect in LAW]
@@ -216,38 +292,64 @@ def test_waves_move_as_the_law_says():
     np.testing.assert_allclose(centre_2[:, 0] - centre[:, 0], -size["PR, s"])
 
 
-def test_truth_per_window_agrees_with_the_whole_simulation_done_plainly():
-    """All windows of the first draws, simulated one by one with ``parameters``, against the Monte Carlo's shortcut."""
+def test_truth_per_window_agrees_with_every_window_simulated_plainly():
+    """All pairs of 4000 visits at 60 min, window by window with ``parameters``, against the Monte Carlo's shortcut."""
     rng = np.random.default_rng(3)
     law = next(law for law in component_laws() if law.component == "CALCIUM")
     column = [effect.component for effect in LAW].index("CALCIUM")
+    place = PLANTED.index("CALCIUM")
     score, label = [], []
-    time_ND, n_draws_N, start_NS, stop_NS = visit_times(rng, 6000, 0.5)
-    for n in range(6000):
+    time_ND, n_draws_N, start_NS, stop_NS = visit_times(rng, 4000, 1.0)
+    for n in range(4000):
+        middle = np.concatenate(
+            [a + 10.0 * np.arange(int((b - a) / 10 + 1e-9)) + 5 for a, b in zip(start_NS[n], stop_NS[n], strict=True)]
+        )
+        if not len(middle):
+            continue
         level_DC = np.stack([levels(rng, (1, time_ND.shape[1]))[0] for _ in PLANTED], axis=1)
-        nuisance = rng.standard_normal(len(LAW))
-        for start, stop in zip(start_NS[n], stop_NS[n], strict=True):
-            middle = start + 10.0 * np.arange(int((stop - start) / 10 + 1e-9)) + 5
-            if not len(middle):
-                continue
-            found = parameters(rng, middle, time_ND[n], level_DC, nuisance)[:, column] / LAW[column].size
-            for draw in range(n_draws_N[n]):
-                inside = (middle - 5 >= time_ND[n, draw] - 900) & (middle + 5 <= time_ND[n, draw] + 900)
-                score.append(found[inside])
-                label.append(np.full(inside.sum(), law.value(level_DC[draw, PLANTED.index("CALCIUM")]) > law.high))
+        found = parameters(rng, middle, time_ND[n], level_DC, rng.standard_normal(len(LAW)))[:, column]
+        start_us, time_us = np.round((middle - 5) * 1e6), time_ND[n, : n_draws_N[n]] * 1e6
+        window, draw, _ = pair_windows(
+            start_us.astype(np.int64), time_us.astype(np.int64), n, seed=0, horizons=(60,)
+        )  # fmt: skip
+        score.append(found[window] / LAW[column].size)
+        label.append(law.value(level_DC[draw, place]) > law.high)
     plain = auroc(np.concatenate(score), np.concatenate(label))
-    truth = batch_truth(0, 0.5)["CALCIUM high", 15, "window"][0]
-    assert truth == pytest.approx(plain, abs=0.025)
+    truth = np.mean([batch_truth(batch, 1.0)["CALCIUM high", 60, "window"][0] for batch in range(4)])
+    assert truth == pytest.approx(plain, abs=0.012)
+
+
+def test_the_best_score_of_a_draw_agrees_with_solving_its_covariance_matrix():
+    rng = np.random.default_rng(0)
+    k, n_visits = 1.3, 40
+    counts_ND = rng.integers(0, 3, (n_visits, 4)) * rng.integers(1, 40, (n_visits, 4))
+    counts_ND[:, 1] = np.maximum(counts_ND[:, 1], 1)
+    level_ND, visit_part_N = levels(rng, (n_visits, 4)), rng.standard_normal(n_visits)
+    seen = _Seen(np.arange(n_visits), np.full(n_visits, 2), counts_ND, np.zeros(n_visits, int), np.full(n_visits, 4))
+    found, mean_N = _draw_score(seen, level_ND, visit_part_N, np.random.default_rng(7), k, {"high": 0.5, "low": -0.4})
+    noise_ND = np.random.default_rng(7).standard_normal((n_visits, 4))
+    for n in range(n_visits):
+        shown = np.flatnonzero(counts_ND[n])
+        noise = k * np.sqrt(WINDOW_SHARE / counts_ND[n, shown])
+        y = level_ND[n, shown] + visit_part_N[n] + noise_ND[n, shown] * noise
+        same = np.eye(len(shown))
+        covariance = LEVEL_CORRELATION + (1 - LEVEL_CORRELATION) * same + k**2 * (1 - WINDOW_SHARE) + np.diag(noise**2)
+        towards = np.where(shown == 2, 1.0, LEVEL_CORRELATION)
+        weights = np.linalg.solve(covariance, towards)
+        sd = np.sqrt(1 - weights @ towards)
+        assert found["high"][n] == pytest.approx(norm.sf((0.5 - weights @ y) / sd), abs=1e-9)
+        assert found["low"][n] == pytest.approx(norm.cdf((-0.4 - weights @ y) / sd), abs=1e-9)
+        assert mean_N[n] == pytest.approx(np.average(y, weights=counts_ND[n, shown]))
 
 
 def test_truth_per_draw_is_at_least_that_of_its_windows_and_unplanted_targets_have_one_half():
-    batches = [batch_truth(batch, 0.5) for batch in range(2)]
-    table = combine(batches, read_targets())
-    assert table.height == 108 * 3 * 2
+    table = combine([batch_truth(batch, 0.5) for batch in range(3)], read_targets())
+    assert table.height == 108 * 3 * 3
     assert (table.filter(pl.col("auroc") == 0.5)["target"].n_unique()) == 100
     planted = table.filter(pl.col("auroc") != 0.5)
     wide = planted.pivot(on="level", index=["target", "horizon_min"], values="auroc")
-    assert (wide["draw"] > wide["window"]).all()
+    assert (wide["draw"] > wide["draw_mean"]).all()
+    assert (wide["draw_mean"] > wide["window"]).all()
     assert planted["auroc"].min() > 0.59
     assert planted["auroc"].max() < 0.86
 
@@ -255,7 +357,7 @@ def test_truth_per_draw_is_at_least_that_of_its_windows_and_unplanted_targets_ha
 def test_one_window_alone_gives_the_closed_form(monkeypatch):
     """With one draw and no window noise the AUROC is that of two correlated normal numbers."""
     monkeypatch.setattr("anyecg.loaders.sim_law.MAX_DRAWS", 1)
-    truth = batch_truth(0, 0.5)["POTASSIUM high", 60, "window"][0]
+    truth = np.mean([batch_truth(batch, 0.5)["POTASSIUM high", 60, "window"][0] for batch in range(5)])
     k = nuisance_of("POTASSIUM")
     law = next(law for law in component_laws() if law.component == "POTASSIUM")
     rng = np.random.default_rng(0)
@@ -274,4 +376,4 @@ def test_names_are_unique_and_do_not_follow_the_order_of_visits():
 def test_done_file_says_what_was_asked(simulated):
     document = json.loads((simulated / "simulation.json").read_text())
     assert (document["n_visits"], document["hours"], document["seed"]) == (N_VISITS, HOURS, 4)
-    assert not (simulated / ".parts").exists()
+    assert [path.name for path in simulated.iterdir() if path.name.startswith(".")] == []

@@ -162,6 +162,14 @@ def test_a_damaged_chunk_stops_the_training_with_its_windows_named(small_index, 
     assert not (run / "model/card.json").exists()
 
 
+def test_the_published_epoch_may_be_the_best_by_validation_auroc(shards_only):
+    config, run = shards_only()
+    done = anyecg("finetune", config, "finetune.best_by=auroc", "finetune.epochs=3", "finetune.learning_rate=0.02")
+    assert done.returncode == 0, done.stderr
+    _, card = open_model(run / "model")
+    assert card["epoch"] == 1 + int(np.argmax([row["val_auroc"] for row in curve(run)]))
+
+
 def test_the_learning_rate_rises_then_falls_to_zero():
     rates = [learning_rate_factor(step, n_steps=100, warmup_fraction=0.1) for step in range(101)]
     assert rates[9] == 1
