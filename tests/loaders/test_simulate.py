@@ -21,7 +21,6 @@ from anyecg.loaders.mcmed import mcmed_cohort, official_split, read_visits
 from anyecg.loaders.pairs import pair_windows
 from anyecg.loaders.records import open_record
 from anyecg.loaders.sim_law import (
-    BLOCK,
     LAW,
     LEVEL_CORRELATION,
     PLANTED,
@@ -211,7 +210,8 @@ def test_cohort_places_draws_and_records_where_the_law_put_them(simulated):
     for block in (visit_block(4, number, HOURS) for number in range(2)):
         for row in np.flatnonzero(block.has_labs & block.has_waveforms & (block.number < N_VISITS)):
             lasting = block.stop_NS[row] - block.start_NS[row] >= 1
-            starts = set(np.round((block.arrival[row] + block.start_NS[row, lasting]) * 1e6).astype(np.int64).tolist())
+            starts_us = np.round(block.start_NS[row, lasting] * 1e6).astype(np.int64)
+            starts = set((block.arrival[row] * 1_000_000 + starts_us).tolist())
             found += len(starts)
             if starts & records:
                 times = block.time_ND[row][np.isfinite(block.time_ND[row])]
