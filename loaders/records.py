@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from anyecg.loaders.errors import RecordError
-from anyecg.loaders.wfdb_header import NULL_SEGMENT, inside, read_header
+from anyecg.loaders.wfdb_header import NULL_SEGMENT, is_below, read_header
 from anyecg.loaders.wfdb_samples import Lead, mv_per_unit
 
 
@@ -105,8 +105,7 @@ def _is_variable(header):
 
 def _segment_header(header, name, root):
     record = f"{header.name}, segment {name[:80]}"
-    path = inside(root, header.folder, name + ".hea", record)
-    found = read_header(path, os.path.dirname(path), record)  # noqa: PTH120
+    found = read_header(root, header.folder, name + ".hea", record)
     if found.segments:
         raise RecordError(f"{record}: is itself made of segments; wanted signals")
     return found
@@ -140,20 +139,19 @@ def open_record(path, *, lead=None, root=None):
     wfdb. docs/records.md says what is read how.
     """
     path = os.fspath(path)
-    folder, file = os.path.split(path if path.endswith(".hea") else path + ".hea")
-    record = file.removesuffix(".hea")
-    try:
-        folder = os.path.realpath(folder)
-        root = folder if root is None else os.path.realpath(root)
-        if not f"{folder}/".startswith(root.rstrip("/") + "/"):
-            raise RecordError(f"{record}: lies outside {os.path.basename(root)}/; keep records below their root")  # noqa: PTH119
-        header = read_header(inside(root, folder, file, record), folder, record)
-        reference = _reference(header, root) if header.segments else header
-        leads = tuple(signal.lead for signal in reference.signals)
-        position = _position(lead, leads, record)
-        samples = _Segments(header, reference, position, root) if header.segments else Lead(header, position, root)
-    except (ValueError, OSError) as cause:
-        raise RecordError(f"{record}: names a file that cannot be ({cause}); wanted a file below its root") from None
+    folder, _, file = path.removesuffix(".hea").rpartition("/")
+    folder, record = folder or ("/" if path.startswith("/") else "."), file
+    if root is None:
+        root = folder
+    else:
+        root, folder = os.path.realpath(root), os.path.realpath(folder)
+        if not is_below(folder, root):
+            raise RecordError(f"{record}: lies outside its root; keep records below it")
+    header = read_header(root, folder, record + ".hea", record)
+    reference = _reference(header, root) if header.segments else header
+    leads = tuple(signal.lead for signal in reference.signals)
+    position = _position(lead, leads, record)
+    samples = _Segments(header, reference, position, root) if header.segments else Lead(header, position, root)
     lines = [*header.lines, *reference.lines] if header.segments else [*header.lines, str(samples.size)]
     digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
     return Record(record, samples.fs, samples.n_samples, leads, header.start, samples.read, digest)

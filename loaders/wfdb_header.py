@@ -3,7 +3,6 @@
 import os
 import re
 import stat
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -17,6 +16,9 @@ MAX_FRAME = 1_000_000
 NULL_SEGMENT = "~"
 _FORMAT = re.compile(r"(\d{1,9})(?:x(\d{1,9}))?(?::(\d{1,9}))?(?:\+(\d{1,12}))?", re.ASCII)
 _GAIN = re.compile(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)(?:\(([-+]?\d+)\))?(?:/(\S+))?", re.ASCII)
+
+_TIME = re.compile(r"(?:(?:(\d{1,2}):)?(\d{1,2}):)?(\d{1,2})(?:\.(\d{1,9}))?", re.ASCII)
+_DATE = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{1,4})", re.ASCII)
 
 
 class Signal(NamedTuple):
@@ -50,48 +52,65 @@ class Header(NamedTuple):
 
 
 def inside(root, folder, name, record):
-    """Return the real path of a file that a header names.
+    """Find a file that a header names; it is not opened.
+
+    Returns
+    -------
+    (str, int)
+        Its path, no link, and its size in bytes, -1 where there is none.
 
     Raises
     ------
     RecordError
-        The name is absolute or a URL, or it leaves ``root``, through links too.
+        The name is absolute or a URL, leaves ``root``, through links too, or is no regular file.
     """
     if name.startswith("/") or ":" in name or "\0" in name:
         raise RecordError(f"{record}: names {name[:80]!r}; wanted a file below its root, no URL and no absolute path")
     path = f"{folder}/{name}"
-    # A plain name that is no link lies in its folder, which is real and below the root already.
-    if "/" in name or name in ("", ".", "..") or os.path.islink(path):  # noqa: PTH114
+    status = _status(path)
+    # A plain name that is no link lies in its folder, which lies below the root.
+    if "/" in name or name in ("", ".", "..") or (status and stat.S_ISLNK(status.st_mode)):
         path = os.path.realpath(path)
-        if not path.startswith(root.rstrip("/") + "/"):
+        if not is_below(path, os.path.realpath(root)):
             raise RecordError(f"{record}: names {name[:80]!r}, a file outside its root; keep a record's files below it")
-    return path
+        status = _status(path)
+    if status and not stat.S_ISREG(status.st_mode):
+        raise RecordError(f"{record}: {name[:80]!r} is no regular file")
+    return path, status.st_size if status else -1
 
 
-@contextmanager
-def open_regular(path, record):
-    """Open a regular file as a descriptor; refuse a link put there since, a pipe or a device, without waiting."""
+def is_below(path, root):
+    """Say whether a real path is a real folder or lies below it."""
+    return f"{path}/".startswith(root.rstrip("/") + "/")
+
+
+def _status(path):
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.lstat(path)
+    except OSError:
+        return None
+
+
+def open_found(path, record):
+    """Return a descriptor of what ``inside`` found; a link or pipe put there since is not followed or waited for."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as cause:
         raise RecordError(f"{record}: {path.rpartition('/')[2]}: {cause.strerror}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise RecordError(f"{record}: {path.rpartition('/')[2]} is no regular file")
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
-def read_header(path, folder, record):
-    """Parse the header at ``path``; ``folder`` is where the files it names are looked for.
+def read_header(root, folder, file, record):
+    """Parse the header ``file`` of a folder, once.
 
     Raises
     ------
     RecordError
         Not a header, or one beyond the limits: 1 MB, 64 leads, 100,000 segments, 1e9 samples a lead.
     """
-    lines = _lines(path, record)
+    path, n_bytes = inside(root, folder, file, record)
+    lines = _lines(path, n_bytes, record)
+    # The files of a record lie beside its header, also where the header is a link.
+    folder = folder if "/" not in file else os.path.dirname(f"{folder}/{file}")  # noqa: PTH120
     fields = lines[0].split()
     _, _, n_segments = fields[0].partition("/")
     n_leads = _whole(fields[1], "number of leads", record) if len(fields) > 1 else 0
@@ -115,10 +134,14 @@ def read_header(path, folder, record):
     return Header(record, folder, fs, n_frames or None, _start(fields, record), n_leads, signals, segments, lines)
 
 
-def _lines(path, record):
-    with open_regular(path, record) as descriptor:
-        size = os.fstat(descriptor).st_size
-        data = os.pread(descriptor, min(size, MAX_HEADER_BYTES + 1), 0)
+def _lines(path, n_bytes, record):
+    descriptor = open_found(path, record)
+    try:
+        data = os.pread(descriptor, min(max(n_bytes, 0), MAX_HEADER_BYTES) + 1, 0)
+    except OSError as cause:
+        raise RecordError(f"{record}: {path.rpartition('/')[2]}: {cause.strerror}") from None
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_HEADER_BYTES:
         raise RecordError(f"{record}: header over {MAX_HEADER_BYTES} bytes; wanted a WFDB header")
     try:
@@ -146,16 +169,18 @@ def _whole(text, what, record):
 
 
 def _start(fields, record):
-    """Return the start as datetime, or None without base date and time; MM:SS and SS stand for the first hour."""
+    """Return the start as datetime, or None without base date and time; a time may be SS, MM:SS or HH:MM:SS."""
     if len(fields) < 6:
         return None
-    time = "0:" * (2 - fields[4].count(":")) + fields[4]
-    for form in ("%d/%m/%Y %H:%M:%S.%f", "%d/%m/%Y %H:%M:%S"):
-        try:
-            return datetime.strptime(f"{fields[5]} {time}", form).replace(tzinfo=UTC)
-        except ValueError:
-            continue
-    raise RecordError(f"{record}: base time {fields[4][:40]!r} {fields[5][:40]!r}; wanted HH:MM:SS DD/MM/YYYY")
+    time, date = _TIME.fullmatch(fields[4]), _DATE.fullmatch(fields[5])
+    try:
+        hour, minute, second, fraction = time.groups("0")
+        day, month, year = map(int, date.groups())
+        microsecond = int(fraction[:6].ljust(6, "0"))
+        return datetime(year, month, day, int(hour), int(minute), int(second), microsecond, UTC)
+    except (AttributeError, ValueError):
+        wanted = "wanted HH:MM:SS DD/MM/YYYY"
+        raise RecordError(f"{record}: base time {fields[4][:40]!r} {fields[5][:40]!r}; {wanted}") from None
 
 
 def _signal(line, record):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anyecg.loaders.errors import RecordError
-from anyecg.loaders.wfdb_header import MAX_FRAME, MAX_SAMPLES, inside, open_regular
+from anyecg.loaders.wfdb_header import MAX_FRAME, MAX_SAMPLES, inside, open_found
 
 _MV_PER_UNIT = {"nv": 1e-6, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}
 # Counts decoded at a time: small enough to stay in the processor's cache, large enough to hide the calls.
@@ -72,10 +72,10 @@ class Lead:
         self._width = self._signal.samples_per_frame
         self._first_column = sum(other.samples_per_frame for other in self._together[: self._index])
         self._offset = self._together[0].byte_offset
-        paths = {name: inside(root, header.folder, name, header.name) for name in {s.file for s in header.signals}}
-        self._path = paths[self._signal.file]
-        self.size = _size(self._path)
-        self.n_frames = header.n_frames or _frames_in_file(header, paths)
+        names = {signal.file for signal in header.signals}
+        found = {name: inside(root, header.folder, name, header.name) for name in names}
+        self._path, self.size = found[self._signal.file]
+        self.n_frames = header.n_frames or _frames_in_file(header, found[header.signals[0].file][1])
         self.n_samples = self.n_frames * self._width
         self.fs = header.fs * self._width
         if not 0 < self.n_samples <= MAX_SAMPLES:
@@ -140,16 +140,20 @@ class Lead:
         """Yield 16-bit little-endian counts."""
         n_block = max(1, _BLOCK_COUNTS // self._frame)
         buffer = np.empty(min(n_block, last_frame - first_frame) * self._frame, "<i2")
-        with open_regular(self._path, self._record) as descriptor:
+        descriptor = open_found(self._path, self._record)
+        try:
             for frame in range(first_frame, last_frame, n_block):
-                n_counts = min(n_block, last_frame - frame) * self._frame
-                self._fill(descriptor, buffer[:n_counts].view(np.uint8), self._offset + 2 * frame * self._frame)
-                yield self._column(buffer[:n_counts]).astype(np.int16, copy=False)
+                counts = buffer[: (last_frame - frame) * self._frame]
+                self._fill(descriptor, counts, self._offset + 2 * frame * self._frame)
+                yield self._column(counts).astype(np.int16, copy=False)
+        finally:
+            os.close(descriptor)
 
     def _blocks_212(self, first_frame, last_frame):
         """Yield pairs of 12-bit counts packed into three bytes; an odd total leaves out the last byte of its pair."""
         n_block = max(1, _BLOCK_COUNTS // self._frame)
-        with open_regular(self._path, self._record) as descriptor:
+        descriptor = open_found(self._path, self._record)
+        try:
             for frame in range(first_frame, last_frame, n_block):
                 first, last = frame * self._frame, min(frame + n_block, last_frame) * self._frame
                 pair, end = first // 2, (last + 1) // 2
@@ -161,14 +165,15 @@ class Lead:
                 counts[1::2] = high | (middle & 0xF0) << 4
                 counts -= (counts & 0x800) << 1
                 yield self._column(counts[first - 2 * pair :][: last - first])
+        finally:
+            os.close(descriptor)
 
     def _blocks_wfdb(self, first_frame, last_frame):
         """Yield counts that wfdb decodes; it is given one regular file below the root and no header."""
         from wfdb.io._signal import _rd_segment
 
-        with open_regular(self._path, self._record):
-            pass
-        folder, file = os.path.split(self._path)
+        os.close(open_found(self._path, self._record))
+        folder, file = os.path.split(os.path.realpath(self._path))
         n_leads = len(self._together)
         initial = [other.initial for other in self._together]
         # Format 8 stores differences: what comes before must be read too.
@@ -191,14 +196,18 @@ class Lead:
             if end > first_frame:
                 yield counts[max(0, first_frame - frame) * self._width :].astype(np.int32)
 
-    def _fill(self, descriptor, bytes_, offset):
-        """Read the file from ``offset`` until the bytes are full."""
+    def _fill(self, descriptor, array, offset):
+        """Read the file from ``offset`` until the array is full."""
         n_found = 0
-        while n_found < len(bytes_):
-            n_read = os.preadv(descriptor, [bytes_[n_found:]], offset + n_found)
-            if not n_read:
-                raise RecordError(f"{self._record}: {self._signal.file} is cut short; fetch the record again")
-            n_found += n_read
+        try:
+            while n_found < array.nbytes:
+                rest = array if n_found == 0 else memoryview(array).cast("B")[n_found:]
+                n_read = os.preadv(descriptor, [rest], offset + n_found)
+                if not n_read:
+                    raise RecordError(f"{self._record}: {self._signal.file} is cut short; fetch the record again")
+                n_found += n_read
+        except OSError as cause:
+            raise RecordError(f"{self._record}: {self._signal.file}: {cause.strerror}") from None
 
 
 def _form(together, record):
@@ -216,27 +225,19 @@ def _frame(together, record):
     return n_samples
 
 
-def _size(path):
-    try:
-        return os.stat(path).st_size  # noqa: PTH116
-    except OSError:
-        return -1
-
-
 def _bytes_of(form, n_counts):
     """Return the bytes that ``n_counts`` counts from the start of a file reach into."""
     blocks, rest = divmod(n_counts, _FORMS[form].n_counts)
     return blocks * _FORMS[form].n_bytes + (_PART_BYTES[form][rest] if rest else 0)
 
 
-def _frames_in_file(header, paths):
+def _frames_in_file(header, size):
     """Return the frames in the first signal file of a header without a length."""
     together = [signal for signal in header.signals if signal.file == header.signals[0].file]
     form = _FORMS[_form(together, header.name)]
     if not form.n_bytes:
         raise RecordError(f"{header.name}: the header gives no length; add the number of samples to its first line")
-    n_bytes = _size(paths[header.signals[0].file]) - together[0].byte_offset
-    n_frames = n_bytes * form.n_counts // form.n_bytes // _frame(together, header.name)
+    n_frames = (size - together[0].byte_offset) * form.n_counts // form.n_bytes // _frame(together, header.name)
     if n_frames < 1:
         raise RecordError(f"{header.name}: the header gives no length, and {header.signals[0].file} holds no samples")
     return n_frames
