@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from anyecg.kernels.counts import counts_to_mv
 from anyecg.loaders.errors import RecordError
-from anyecg.loaders.wfdb_header import MAX_FRAME, MAX_SAMPLES, inside, open_found
+from anyecg.loaders.wfdb_header import MAX_FRAME, MAX_SAMPLES, Signal, inside, open_found
 
 _MV_PER_UNIT = {"nv": 1e-6, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}
 # Counts decoded at a time: small enough to stay in the processor's cache, large enough to hide the calls.
@@ -64,13 +65,16 @@ class Lead:
 
     def __init__(self, header, position, root):
         self._record, self._signal = header.name, header.signals[position]
-        places = [i for i, other in enumerate(header.signals) if other.file == self._signal.file]
-        self._together = [header.signals[i] for i in places]
-        self._index = places.index(position)
-        self._form = _form(self._together, header.name)
-        self._frame = _frame(self._together, header.name)
         self._width = self._signal.samples_per_frame
-        self._first_column = sum(other.samples_per_frame for other in self._together[: self._index])
+        self._together: list[Signal] = []
+        self._frame = 0
+        for i, other in enumerate(header.signals):
+            if i == position:
+                self._index, self._first_column = len(self._together), self._frame
+            if other.file == self._signal.file:
+                self._together.append(other)
+                self._frame += other.samples_per_frame
+        self._form = _form(self._together, header.name)
         self._offset = self._together[0].byte_offset
         names = {signal.file for signal in header.signals}
         found = {name: inside(root, header.folder, name, header.name) for name in names}
@@ -78,6 +82,8 @@ class Lead:
         self.n_frames = header.n_frames or _frames_in_file(header, found[header.signals[0].file][1])
         self.n_samples = self.n_frames * self._width
         self.fs = header.fs * self._width
+        if self._frame > MAX_FRAME:
+            raise RecordError(f"{header.name}: {self._frame} samples a frame; wanted at most {MAX_FRAME}")
         if not 0 < self.n_samples <= MAX_SAMPLES:
             raise RecordError(f"{header.name}: {self.n_samples} samples; wanted 1 to {MAX_SAMPLES}")
 
@@ -88,7 +94,8 @@ class Lead:
         # A lead with a skew was stored that many frames late; beyond its end there are no samples.
         shift = min(signal.skew * self._width, self.n_samples)
         first, last = min(start + shift, self.n_samples), min(stop + shift, self.n_samples)
-        out[last - first :] = np.nan
+        if last - first < len(out):
+            out[last - first :] = np.nan
         total = self._read_mv(first, last, factor, out[: last - first])
         if start == 0 and stop == self.n_samples and signal.checksum:
             total += self._read_mv(0, first, factor, np.empty(first, np.float32))
@@ -103,36 +110,24 @@ class Lead:
         """Fill ``out`` with samples ``first`` to ``last`` as they lie in the file; return the sum of their counts."""
         if first == last:
             return 0
-        # Numba takes half a second to import: whoever only opens records does without it.
-        from anyecg.kernels.counts import counts_to_mv
-
         total, done = 0, 0
+        baseline, invalid = self._signal.baseline, _FORMS[self._form].invalid
         first_frame, last_frame = first // self._width, -(-last // self._width)
-        for counts in self._blocks(first_frame, last_frame):
-            skipped = first - first_frame * self._width if done == 0 else 0
-            counts = counts[skipped : skipped + len(out) - done]
-            total += counts_to_mv(
-                counts, baseline=self._signal.baseline, factor=factor, invalid=_FORMS[self._form].invalid,
-                out_T=out[done : done + len(counts)],
-            )  # fmt: skip
-            done += len(counts)
-        return total
-
-    def _blocks(self, first_frame, last_frame):
-        """Return an iterator over the lead's counts, many frames at a time."""
-        form = _FORMS[self._form]
-        if form.n_bytes:
-            wanted = self._offset + _bytes_of(self._form, last_frame * self._frame)
-            if 0 <= self.size < wanted:
-                raise RecordError(
-                    f"{self._record}: {self._signal.file} is cut short; found {self.size} of {wanted} bytes. "
-                    "Fetch the record again."
-                )
+        skipped = first - first_frame * self._width
         decode = {"16": self._blocks_16, "212": self._blocks_212}.get(self._form, self._blocks_wfdb)
-        return decode(first_frame, last_frame)
+        for counts in decode(first_frame, last_frame):
+            counts = counts[skipped : skipped + len(out) - done]
+            stop = done + len(counts)
+            total += counts_to_mv(
+                counts, baseline=baseline, factor=factor, invalid=invalid, out_T=out[done:stop]
+            )  # fmt: skip
+            done, skipped = stop, 0
+        return total
 
     def _column(self, counts):
         """Pick this lead out of interleaved counts."""
+        if self._frame == 1:
+            return counts
         columns = counts.reshape(-1, self._frame)[:, self._first_column : self._first_column + self._width]
         return columns[:, 0] if self._width == 1 else columns.reshape(-1)
 
@@ -145,7 +140,7 @@ class Lead:
             for frame in range(first_frame, last_frame, n_block):
                 counts = buffer[: (last_frame - frame) * self._frame]
                 self._fill(descriptor, counts, self._offset + 2 * frame * self._frame)
-                yield self._column(counts).astype(np.int16, copy=False)
+                yield self._column(counts)
         finally:
             os.close(descriptor)
 
@@ -173,6 +168,7 @@ class Lead:
         from wfdb.io._signal import _rd_segment
 
         os.close(open_found(self._path, self._record))
+        self._check_length(last_frame)
         folder, file = os.path.split(os.path.realpath(self._path))
         n_leads = len(self._together)
         initial = [other.initial for other in self._together]
@@ -196,6 +192,17 @@ class Lead:
             if end > first_frame:
                 yield counts[max(0, first_frame - frame) * self._width :].astype(np.int32)
 
+    def _check_length(self, n_frames):
+        """Refuse a file that holds fewer frames: decoding what is there might make up the rest."""
+        if not _FORMS[self._form].n_bytes:
+            return
+        wanted = self._offset + _bytes_of(self._form, n_frames * self._frame)
+        if self.size < wanted:
+            raise RecordError(
+                f"{self._record}: {self._signal.file} is cut short; found {self.size} of {wanted} bytes. "
+                "Fetch the record again."
+            )
+
     def _fill(self, descriptor, array, offset):
         """Read the file from ``offset`` until the array is full."""
         n_found = 0
@@ -217,14 +224,6 @@ def _form(together, record):
     return together[0].form
 
 
-def _frame(together, record):
-    """Return how many samples of all leads of a file one frame holds."""
-    n_samples = sum(signal.samples_per_frame for signal in together)
-    if n_samples > MAX_FRAME:
-        raise RecordError(f"{record}: {n_samples} samples a frame; wanted at most {MAX_FRAME}")
-    return n_samples
-
-
 def _bytes_of(form, n_counts):
     """Return the bytes that ``n_counts`` counts from the start of a file reach into."""
     blocks, rest = divmod(n_counts, _FORMS[form].n_counts)
@@ -237,7 +236,12 @@ def _frames_in_file(header, size):
     form = _FORMS[_form(together, header.name)]
     if not form.n_bytes:
         raise RecordError(f"{header.name}: the header gives no length; add the number of samples to its first line")
-    n_frames = (size - together[0].byte_offset) * form.n_counts // form.n_bytes // _frame(together, header.name)
+    n_frames = (
+        (size - together[0].byte_offset)
+        * form.n_counts
+        // form.n_bytes
+        // sum(signal.samples_per_frame for signal in together)
+    )
     if n_frames < 1:
         raise RecordError(f"{header.name}: the header gives no length, and {header.signals[0].file} holds no samples")
     return n_frames
