@@ -1,4 +1,4 @@
-"""Time open_record on one hour of format 16 at 500 Hz: a random window against wfdb, the whole against numpy.fromfile."""
+"""Time open_record on one hour of format 16 at 500 Hz: a random window against wfdb, the whole against numpy."""
 
 import argparse
 import tempfile

@@ -89,11 +89,14 @@ class Lead:
 
     def read(self, start, stop):
         """Return float32 mV, shape (stop - start,), NaN where invalid; a whole lead is checked against its checksum."""
-        signal, out = self._signal, np.empty(stop - start, np.float32)
+        signal = self._signal
         factor = mv_per_unit(signal.unit, signal.lead, self._record) / signal.gain
         # A lead with a skew was stored that many frames late; beyond its end there are no samples.
         shift = min(signal.skew * self._width, self.n_samples)
         first, last = min(start + shift, self.n_samples), min(stop + shift, self.n_samples)
+        # Before any memory is taken for samples that are not there.
+        self._check_length(-(-last // self._width))
+        out = np.empty(stop - start, np.float32)
         if last - first < len(out):
             out[last - first :] = np.nan
         total = self._read_mv(first, last, factor, out[: last - first])
@@ -168,7 +171,6 @@ class Lead:
         from wfdb.io._signal import _rd_segment
 
         os.close(open_found(self._path, self._record))
-        self._check_length(last_frame)
         folder, file = os.path.split(os.path.realpath(self._path))
         n_leads = len(self._together)
         initial = [other.initial for other in self._together]
@@ -194,7 +196,7 @@ class Lead:
 
     def _check_length(self, n_frames):
         """Refuse a file that holds fewer frames: decoding what is there might make up the rest."""
-        if not _FORMS[self._form].n_bytes:
+        if self.size < 0 or not _FORMS[self._form].n_bytes:
             return
         wanted = self._offset + _bytes_of(self._form, n_frames * self._frame)
         if self.size < wanted:
