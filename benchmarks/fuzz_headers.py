@@ -70,8 +70,8 @@ def load_everything(root, seeds):
     for dtype in (np.int16, np.int32):
         for step in (1, 2):
             for baseline in (0, 2**40):
-                counts = np.zeros(2, dtype)[::step]
-                counts_to_mv(counts, baseline=baseline, factor=1.0, invalid=None, out_T=np.empty(2 // step, np.float32))
+                counts = np.zeros(8, dtype)[::step]
+                counts_to_mv(counts, baseline=baseline, factor=1.0, invalid=None, out_T=np.empty(8 // step, np.float32))
 
 
 def mutate(seed, rng):

@@ -151,8 +151,13 @@ def open_record(path, *, lead=None, root=None):
     reference = _reference(header, root) if header.segments else header
     leads = tuple(signal.lead for signal in reference.signals)
     position = _position(lead, leads, record)
-    samples = _Segments(header, reference, position, root) if header.segments else Lead(header, position, root)
-    lines = [*header.lines, *reference.lines] if header.segments else [*header.lines, str(samples.size)]
+    samples: _Segments | Lead
+    if header.segments:
+        samples = _Segments(header, reference, position, root)
+        lines = [*header.lines, *reference.lines]
+    else:
+        samples = Lead(header, position, root)
+        lines = [*header.lines, str(samples.size)]
     digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
     return Record(record, samples.fs, samples.n_samples, leads, header.start, samples.read, digest)
 

@@ -174,11 +174,13 @@ def _start(fields, record):
         return None
     time, date = _TIME.fullmatch(fields[4]), _DATE.fullmatch(fields[5])
     try:
+        if time is None or date is None:
+            raise ValueError
         hour, minute, second, fraction = time.groups("0")
         day, month, year = map(int, date.groups())
         microsecond = int(fraction[:6].ljust(6, "0"))
         return datetime(year, month, day, int(hour), int(minute), int(second), microsecond, UTC)
-    except (AttributeError, ValueError):
+    except ValueError:
         wanted = "wanted HH:MM:SS DD/MM/YYYY"
         raise RecordError(f"{record}: base time {fields[4][:40]!r} {fields[5][:40]!r}; {wanted}") from None
 
