@@ -139,8 +139,10 @@ def open_record(path, *, lead=None, root=None):
     wfdb. docs/records.md says what is read how.
     """
     path = os.fspath(path)
-    folder, _, file = path.removesuffix(".hea").rpartition("/")
-    folder, record = folder or ("/" if path.startswith("/") else "."), file
+    if "\0" in path:
+        raise RecordError(f"{path[:80]!r}: no such file")
+    folder, _, record = path.removesuffix(".hea").rpartition("/")
+    folder = folder or ("/" if path.startswith("/") else ".")
     if root is None:
         root = folder
     else:

@@ -110,7 +110,10 @@ def read_header(root, folder, file, record):
     path, n_bytes = inside(root, folder, file, record)
     lines = _lines(path, n_bytes, record)
     # The files of a record lie beside its header, also where the header is a link.
-    folder = folder if "/" not in file else os.path.dirname(f"{folder}/{file}")  # noqa: PTH120
+    if "/" in file:
+        folder = os.path.realpath(f"{folder}/{file.rpartition('/')[0]}")
+        if not is_below(folder, os.path.realpath(root)):
+            raise RecordError(f"{record}: lies in a folder outside its root; keep a record's files below it")
     fields = lines[0].split()
     _, _, n_segments = fields[0].partition("/")
     n_leads = _whole(fields[1], "number of leads", record) if len(fields) > 1 else 0

@@ -66,18 +66,21 @@ class Lead:
     def __init__(self, header, position, root):
         self._record, self._signal = header.name, header.signals[position]
         self._width = self._signal.samples_per_frame
+        self._form = _known_form(self._signal, header.name)
         self._together: list[Signal] = []
         self._frame = 0
+        found: dict[str, tuple[str, int]] = {}
         for i, other in enumerate(header.signals):
             if i == position:
                 self._index, self._first_column = len(self._together), self._frame
+            if other.file not in found:
+                found[other.file] = inside(root, header.folder, other.file, header.name)
             if other.file == self._signal.file:
+                if other.form != self._form:
+                    raise RecordError(f"{header.name}: formats {self._form} and {other.form} in one file; wanted one")
                 self._together.append(other)
                 self._frame += other.samples_per_frame
-        self._form = _form(self._together, header.name)
         self._offset = self._together[0].byte_offset
-        names = {signal.file for signal in header.signals}
-        found = {name: inside(root, header.folder, name, header.name) for name in names}
         self._path, self.size = found[self._signal.file]
         self.n_frames = header.n_frames or _frames_in_file(header, found[header.signals[0].file][1])
         self.n_samples = self.n_frames * self._width
@@ -219,11 +222,10 @@ class Lead:
             raise RecordError(f"{self._record}: {self._signal.file}: {cause.strerror}") from None
 
 
-def _form(together, record):
-    forms = {signal.form for signal in together}
-    if len(forms) > 1 or not forms <= _FORMS.keys():
-        raise RecordError(f"{record}: format {', '.join(sorted(forms))}; wanted one of {', '.join(_FORMS)} in a file")
-    return together[0].form
+def _known_form(signal, record):
+    if signal.form not in _FORMS:
+        raise RecordError(f"{record}: format {signal.form}; wanted one of {', '.join(_FORMS)}")
+    return signal.form
 
 
 def _bytes_of(form, n_counts):
@@ -235,7 +237,7 @@ def _bytes_of(form, n_counts):
 def _frames_in_file(header, size):
     """Return the frames in the first signal file of a header without a length."""
     together = [signal for signal in header.signals if signal.file == header.signals[0].file]
-    form = _FORMS[_form(together, header.name)]
+    form = _FORMS[_known_form(together[0], header.name)]
     if not form.n_bytes:
         raise RecordError(f"{header.name}: the header gives no length; add the number of samples to its first line")
     n_frames = (

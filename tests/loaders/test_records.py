@@ -343,6 +343,25 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_followed(tmp_path, 
     assert open_record(root / "r", root=tmp_path).read().shape == (100,)
 
 
+def test_a_segment_in_a_linked_folder_outside_is_refused_though_its_header_is_inside(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    write(outside)
+    write(root, r="r/1 2 250 60\nsub/one 60\n", **SEGMENTS)
+    (outside / "one.hea").symlink_to(root / "one.hea")
+    (root / "sub").symlink_to(outside)
+    with pytest.raises(RecordError, match="outside its root"):
+        open_record(root / "r").read()
+
+
+def test_segments_may_lie_in_a_folder_below(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub", **SEGMENTS)
+    path = write(tmp_path, r="r/1 2 250 60\nsub/one 60\n")
+    np.testing.assert_array_equal(open_record(path).read(), open_record(tmp_path / "sub" / "one").read())
+
+
 def test_a_record_outside_the_root_is_refused(tmp_path):
     path = write(tmp_path, r="r 1 250 100\nr.dat 16 200/mV\n")
     (tmp_path / "root").mkdir()
@@ -350,6 +369,11 @@ def test_a_record_outside_the_root_is_refused(tmp_path):
     for outside in (path, tmp_path / "root" / "up" / "r", tmp_path / "root" / ".." / "r"):
         with pytest.raises(RecordError, match="outside"):
             open_record(outside, root=tmp_path / "root")
+
+
+def test_a_name_that_cannot_be_is_a_typed_error():
+    with pytest.raises(RecordError):
+        open_record("a\0b/r")
 
 
 def test_a_missing_lead_is_named():
