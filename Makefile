@@ -29,6 +29,7 @@ audit: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fuzz_configs --files $(FUZZ)
+	$(BIN)/python -m benchmarks.fuzz_headers --files $(FUZZ)
 
 install: $(INSTALLED)
 

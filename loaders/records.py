@@ -1,98 +1,16 @@
-"""Open one recording: WFDB headers parsed under limits, physical float32 in mV, typed errors."""
+"""Open one recording: any WFDB layout as one lead in float32 mV, bounded, with typed errors."""
 
+import bisect
 import hashlib
+import itertools
 import os
-import re
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from anyecg.loaders.errors import RecordError
-
-MAX_HEADER_BYTES = 1_000_000
-MAX_LEADS = 64
-MAX_SAMPLES = 1_000_000_000
-_MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "v": 1e3}
-_FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")
-_GAIN = re.compile(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)(?:\(([-+]?\d+)\))?(?:/(\S+))?")
-_INVALID = {"16": -32768, "212": -2048}
-
-
-@dataclass(frozen=True)
-class _Signal:
-    """One lead as its header line describes it."""
-
-    lead: str
-    path: Path
-    form: str
-    samples_per_frame: int
-    skew: int
-    byte_offset: int
-    gain: float
-    baseline: int
-    unit: str
-
-
-def _inside(root, path, record):
-    """Return ``path`` resolved; refuse one that leaves ``root``, through links too."""
-    try:
-        resolved = path.resolve()
-    except (ValueError, OSError, RuntimeError) as cause:
-        raise RecordError(f"{record}: names a file that cannot be ({cause}); wanted a file below its root") from None
-    if not resolved.is_relative_to(root):
-        raise RecordError(f"{record}: names a file outside {root.name}/; keep the files of a record below its root")
-    return resolved
-
-
-def _start(fields, record):
-    """Return the start as datetime, or None without base date and time."""
-    if len(fields) < 6:
-        return None
-    for form in ("%d/%m/%Y %H:%M:%S.%f", "%d/%m/%Y %H:%M:%S"):
-        try:
-            return datetime.strptime(f"{fields[5]} {fields[4]}", form).replace(tzinfo=UTC)
-        except ValueError:
-            continue
-    raise RecordError(f"{record}: base time {fields[4]!r} {fields[5]!r}; wanted HH:MM:SS DD/MM/YYYY")
-
-
-def _number(text, kind, what, record):
-    try:
-        value = kind(text)
-    except ValueError:
-        raise RecordError(f"{record}: {what} is {text!r}; wanted a number") from None
-    if not abs(value) < 1e12:
-        raise RecordError(f"{record}: {what} is {text!r}; wanted a finite number")
-    return value
-
-
-def _signal(line, header, root, record):
-    fields = line.split(maxsplit=8)
-    form = _FORMAT.fullmatch(fields[1]) if len(fields) > 1 else None
-    if form is None:
-        raise RecordError(f"{record}: signal line {line[:80]!r}; wanted 'file format gain ...'")
-    gain, baseline, unit = 200.0, None, "mV"
-    if len(fields) > 2:
-        match = _GAIN.fullmatch(fields[2])
-        if match is None:
-            raise RecordError(f"{record}: gain {fields[2][:40]!r}; wanted 'gain(baseline)/unit'")
-        gain = _number(match[1], float, "gain", record) or 200.0
-        baseline = None if match[2] is None else _number(match[2], int, "baseline", record)
-        unit = match[3] or "mV"
-    zero = _number(fields[4], int, "ADC zero", record) if len(fields) > 4 else 0
-    return _Signal(
-        lead=fields[8].strip() if len(fields) > 8 else "",
-        path=_inside(root, header.parent / fields[0], record),
-        form=form[1],
-        samples_per_frame=int(form[2] or 1),
-        skew=int(form[3] or 0),
-        byte_offset=int(form[4] or 0),
-        gain=gain,
-        baseline=zero if baseline is None else baseline,
-        unit=unit,
-    )
+from anyecg.loaders.wfdb_header import NULL_SEGMENT, is_below, read_header
+from anyecg.loaders.wfdb_samples import Lead, mv_per_unit
 
 
 class Record:
@@ -109,7 +27,8 @@ class Record:
     start : datetime or None
         Base date and time of the header, None without one.
     digest : str
-        Hash of the header and of the signal file's size; another recording under the same name has another.
+        Hash of the header and of the signal file's size (of several segments: of the headers that give lengths and
+        leads); another recording under the same name has another.
     """
 
     def __init__(self, name, fs, n_samples, leads, start, read_raw, digest=""):
@@ -118,12 +37,13 @@ class Record:
         self._read_raw = read_raw
 
     def read(self, start=0, stop=None):
-        """Return float32 mV, shape (stop - start,), NaN where the recording marks a sample invalid.
+        """Return float32 mV, shape (stop - start,), NaN where the recording holds no valid sample.
 
         Raises
         ------
         RecordError
-            The range lies outside the record, or the signal file is shorter than the header says.
+            The range lies outside the record, the signal file is shorter than the header says, or a lead read whole
+            has another checksum than its header gives.
         """
         stop = self.n_samples if stop is None else stop
         if not 0 <= start <= stop <= self.n_samples:
@@ -131,88 +51,64 @@ class Record:
         return self._read_raw(start, stop)
 
 
-def _to_mv(counts, signal, invalid, record):
-    factor = _MV_PER_UNIT.get(signal.unit.lower())
-    if factor is None:
-        raise RecordError(f"{record}: lead {signal.lead!r} is in {signal.unit!r}; wanted a voltage (mV, uV or V)")
-    mv = ((counts - np.float64(signal.baseline)) * (factor / signal.gain)).astype(np.float32)
-    mv[counts == invalid] = np.nan
-    return mv
+class _Segments:
+    """One lead of a record of several segments; their headers are read when their samples are asked for."""
+
+    def __init__(self, header, reference, position, root):
+        self._header, self._root, self._position = header, root, position
+        self._signal = reference.signals[position]
+        self._starts = [0, *itertools.accumulate(length for _, length in header.segments)]
+        self._width = self._signal.samples_per_frame
+        self.fs = header.fs * self._width
+        self.n_samples = self._starts[-1] * self._width
+
+    def read(self, start, stop):
+        """Return float32 mV, NaN in the gaps and in segments without this lead."""
+        mv_per_unit(self._signal.unit, self._signal.lead, self._header.name)
+        out = np.full(stop - start, np.nan, np.float32)
+        number = bisect.bisect_right(self._starts, start // self._width) - 1
+        while number < len(self._header.segments) and self._starts[number] * self._width < stop:
+            name, _ = self._header.segments[number]
+            begin, end = self._starts[number] * self._width, self._starts[number + 1] * self._width
+            first, last = max(start, begin), min(stop, end)
+            lead = self._lead(name, end - begin) if first < last and name != NULL_SEGMENT else None
+            if lead is not None:
+                out[first - start : last - start] = lead.read(first - begin, last - begin)
+            number += 1
+        return out
+
+    def _lead(self, name, n_samples):
+        """Return this lead in a segment, None where the segment lacks it."""
+        record = f"{self._header.name}, segment {name[:80]}"
+        header = _segment_header(self._header, name, self._root)
+        leads = [signal.lead for signal in header.signals]
+        if _is_variable(self._header):
+            if self._signal.lead not in leads:
+                return None
+            position = leads.index(self._signal.lead)
+        else:
+            position = self._position
+        if position >= len(leads):
+            raise RecordError(f"{record}: {len(leads)} leads; wanted {self._header.n_leads}")
+        lead = Lead(header, position, self._root)
+        if abs(lead.fs - self.fs) > 1e-6 * self.fs or lead.n_samples < n_samples:
+            raise RecordError(
+                f"{record}: {lead.n_samples} samples at {lead.fs:g} Hz; wanted {n_samples} at {self.fs:g} Hz"
+            )
+        return lead
 
 
-def _read_bytes(path, offset, n_bytes, record):
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(n_bytes)
-    except OSError as cause:
-        raise RecordError(f"{record}: {path.name}: {cause.strerror}") from None
-    if len(data) < n_bytes:
-        raise RecordError(f"{record}: {path.name} is cut short; found {len(data)} of {n_bytes} bytes from {offset}")
-    return data
+def _is_variable(header):
+    """Say whether the first segment is a layout: a header that lists all leads and holds no samples."""
+    return header.segments[0][1] == 0
 
 
-def _reader_16(signal, position, n_interleaved, record):
-    """Read 16-bit little-endian counts, the signals of one file interleaved sample by sample."""
-
-    def read(start, stop):
-        offset = signal.byte_offset + 2 * n_interleaved * start
-        data = _read_bytes(signal.path, offset, 2 * n_interleaved * (stop - start), record)
-        counts = np.frombuffer(data, "<i2").reshape(-1, n_interleaved)[:, position]
-        return _to_mv(counts, signal, _INVALID["16"], record)
-
-    return read
-
-
-def _reader_212(signal, position, n_interleaved, record):
-    """Read pairs of 12-bit counts packed into three bytes."""
-
-    def read(start, stop):
-        first, last = start * n_interleaved, stop * n_interleaved
-        pair, end = first // 2, (last + 1) // 2
-        # An odd total leaves out the last byte of the last pair.
-        n_bytes = 3 * (end - pair) - (last % 2)
-        data = _read_bytes(signal.path, signal.byte_offset + 3 * pair, n_bytes, record) + b"\0" * (last % 2)
-        packed = np.frombuffer(data, np.uint8).reshape(-1, 3).astype(np.int16)
-        counts = np.empty(2 * len(packed), np.int16)
-        counts[0::2] = packed[:, 0] | (packed[:, 1] & 0x0F) << 8
-        counts[1::2] = packed[:, 2] | (packed[:, 1] & 0xF0) << 4
-        counts -= (counts & 0x800) << 1
-        counts = counts[first - 2 * pair :][: last - first].reshape(-1, n_interleaved)[:, position]
-        return _to_mv(counts, signal, _INVALID["212"], record)
-
-    return read
-
-
-def _reader_wfdb(header, position, signal, n_samples, record):
-    """Read every other format and layout through wfdb."""
-
-    def read(start, stop):
-        import wfdb
-
-        try:
-            found = wfdb.rdrecord(str(header.with_suffix("")), channels=[position], smooth_frames=False)
-            mv = found.e_p_signal[0][start:stop]
-        except Exception as cause:  # wfdb raises untyped errors of many kinds on damaged files
-            raise RecordError(f"{record}: wfdb cannot read it ({type(cause).__name__}: {cause})") from None
-        factor = _MV_PER_UNIT.get(signal.unit.lower())
-        if factor is None:
-            raise RecordError(f"{record}: lead {signal.lead!r} is in {signal.unit!r}; wanted a voltage (mV, uV or V)")
-        return (mv * factor).astype(np.float32)
-
-    return read
-
-
-def _header_lines(header, record):
-    try:
-        with header.open("rb") as file:
-            data = file.read(MAX_HEADER_BYTES + 1)
-    except OSError as cause:
-        raise RecordError(f"{record}: {header.name}: {cause.strerror}") from None
-    if len(data) > MAX_HEADER_BYTES:
-        raise RecordError(f"{record}: header over {MAX_HEADER_BYTES} bytes; wanted a WFDB header")
-    lines = data.decode("utf-8", errors="replace").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+def _segment_header(header, name, root):
+    record = f"{header.name}, segment {name[:80]}"
+    found = read_header(root, header.folder, name + ".hea", record)
+    if found.segments:
+        raise RecordError(f"{record}: is itself made of segments; wanted signals")
+    return found
 
 
 def open_record(path, *, lead=None, root=None):
@@ -234,67 +130,60 @@ def open_record(path, *, lead=None, root=None):
     Raises
     ------
     RecordError
-        No such record, a header beyond the limits (64 leads, 1e9 samples, 1 MB), a file outside the root, or a lead
-        that is missing.
+        No such record, a header beyond the limits (64 leads, 1e9 samples, 100,000 segments, 1 MB), a file outside the
+        root, a segment made of segments, or a lead that is missing.
 
     Notes
     -----
-    Single-segment records of formats 16 (also 16+offset) and 212 are read by offset; other formats through wfdb.
-    WFDB Applications Guide, header(5) and signal(5).
+    WFDB Applications Guide, header(5) and signal(5). Formats 16 and 212 are decoded here, by offset; the others by
+    wfdb. docs/records.md says what is read how.
     """
-    header = Path(path)
-    header = header if header.suffix == ".hea" else header.with_name(header.name + ".hea")
-    root = Path(root if root is not None else header.parent).resolve()
-    record = header.name.removesuffix(".hea")
-    header = _inside(root, header, record)
-    lines = _header_lines(header, record)
-    if not lines:
-        raise RecordError(f"{record}: the header is empty; wanted a WFDB header")
-    fields = lines[0].split()
-    if len(fields) < 2 or "/" in fields[0]:
-        raise RecordError(f"{record}: record line {lines[0][:80]!r}; single-segment records only for now")
-    n_leads = _number(fields[1], int, "number of leads", record)
-    if not 1 <= n_leads <= MAX_LEADS or len(lines) < 1 + n_leads:
-        raise RecordError(f"{record}: {n_leads} leads announced, {len(lines) - 1} described; wanted 1 to {MAX_LEADS}")
-    fs = _number(fields[2].split("/")[0].split("(")[0], float, "sampling rate", record) if len(fields) > 2 else 250.0
-    if not 0 < fs < 1e6:
-        raise RecordError(f"{record}: sampling rate {fs} Hz; wanted more than 0")
-    signals = [_signal(line, header, root, record) for line in lines[1 : 1 + n_leads]]
-    leads = tuple(signal.lead for signal in signals)
-    position = 0 if lead is None else lead
-    if isinstance(position, str):
-        if position not in leads:
-            raise RecordError(f"{record}: lead {position!r} is missing; found {', '.join(leads)}")
-        position = leads.index(position)
-    if not 0 <= position < n_leads:
-        raise RecordError(f"{record}: lead number {position} asked for; found {n_leads} leads")
-    signal = signals[position]
-    together = [other for other in signals if other.path == signal.path]
-    n_frames = _number(fields[3], int, "number of samples", record) if len(fields) > 3 else 0
-    if not n_frames:
-        raise RecordError(f"{record}: the header gives no length; add the number of samples to its first line")
-    if not 0 < n_frames * signal.samples_per_frame <= MAX_SAMPLES:
-        raise RecordError(f"{record}: {n_frames} samples announced; wanted 1 to {MAX_SAMPLES}")
-    plain = all(s.samples_per_frame == 1 and s.skew == 0 and s.form == signal.form for s in together)
-    place = [i for i, other in enumerate(signals) if other.path == signal.path].index(position)
-    if plain and signal.form == "16":
-        reader = _reader_16(signal, place, len(together), record)
-    elif plain and signal.form == "212":
-        reader = _reader_212(signal, place, len(together), record)
+    path = os.fspath(path)
+    if "\0" in path:
+        raise RecordError(f"{path[:80]!r}: no such file")
+    folder, _, record = path.removesuffix(".hea").rpartition("/")
+    folder = folder or ("/" if path.startswith("/") else ".")
+    if root is None:
+        root = folder
     else:
-        reader = _reader_wfdb(header, position, signal, n_frames, record)
-    return Record(
-        record, fs * signal.samples_per_frame, n_frames * signal.samples_per_frame, leads, _start(fields, record),
-        reader, _digest(lines, signal.path),
-    )  # fmt: skip
+        root, folder = os.path.realpath(root), os.path.realpath(folder)
+        if not is_below(folder, root):
+            raise RecordError(f"{record}: lies outside its root; keep records below it")
+    header = read_header(root, folder, record + ".hea", record)
+    reference = _reference(header, root) if header.segments else header
+    leads = tuple(signal.lead for signal in reference.signals)
+    position = _position(lead, leads, record)
+    samples: _Segments | Lead
+    if header.segments:
+        samples = _Segments(header, reference, position, root)
+        lines = [*header.lines, *reference.lines]
+    else:
+        samples = Lead(header, position, root)
+        lines = [*header.lines, str(samples.size)]
+    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
+    return Record(record, samples.fs, samples.n_samples, leads, header.start, samples.read, digest)
 
 
-def _digest(lines, path):
-    try:
-        size = path.stat().st_size
-    except OSError:
-        size = -1
-    return hashlib.blake2b("\n".join([*lines, str(size)]).encode(), digest_size=8).hexdigest()
+def _reference(header, root):
+    """Return the header that names the leads of all segments: the layout, or the first segment with samples."""
+    name = next((name for name, _ in header.segments if name != NULL_SEGMENT), None)
+    if name is None:
+        raise RecordError(f"{header.name}: all its segments are null; wanted one that names the leads")
+    reference = _segment_header(header, name, root)
+    if reference.n_leads != header.n_leads:
+        raise RecordError(f"{header.name}: {header.n_leads} leads announced; {name[:80]} has {reference.n_leads}")
+    return reference
+
+
+def _position(lead, leads, record):
+    if isinstance(lead, str):
+        if lead not in leads:
+            raise RecordError(f"{record}: lead {lead!r} is missing; found {', '.join(leads)}")
+        return leads.index(lead)
+    position = 0 if lead is None else lead
+    if not 0 <= position < len(leads):
+        raise RecordError(f"{record}: lead number {position} asked for; found {len(leads)} leads")
+    return position
 
 
 def find_records(folder):
