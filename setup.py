@@ -45,7 +45,7 @@ setup(
         "tomli-w>=1.1",
         "torch>=2.6",
         "tqdm>=4.66",
-        "wfdb>=4.1.2",
+        "wfdb>=4.1.2,<5",
     ],
     extras_require={
         # One machine takes one of the two DALI builds, by the CUDA version of its driver; both also run without a GPU.
