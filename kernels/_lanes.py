@@ -1,9 +1,9 @@
 """Eight float64 side by side, for kernels that run eight windows abreast.
 
-A recurrence waits for its own last step, so one window at a time leaves the vector unit nearly idle. The compiler does
-not find the eight windows by itself (it kept 3/4 of the time), so kernels name them: ``load`` eight neighbours, use + - *
-as on one number, ``store``. Each lane gets exactly the operations of the plain loop, on any machine: LLVM splits the
-vector where registers are narrower, and neither contracts nor reorders.
+A recurrence waits for its own last step, so one window at a time leaves the vector unit nearly idle. LLVM does not find
+the eight windows by itself (a loop over lanes took four times as long), so kernels name them: ``load`` eight values,
+use + - * as on one number, ``store``. Each lane gets exactly the operations of the plain loop, on any machine: LLVM
+splits the vector where registers are narrower, and neither contracts nor reorders.
 """
 
 import operator

@@ -45,7 +45,14 @@ def _count_digits(x_T, near_T, counts):
         # Negative floats grow downwards: turn all their bits, and of the others the sign, to order both as integers.
         turned = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF)) ^ np.int32(-0x80000000)
         key_T[t] = np.uint32(turned) >> np.uint32(10)
-    for t in range(len(x_T)):
+    # Neighbours share their upper digit, and an increment waits for the last one of the same digit: take two far apart.
+    middle = len(x_T) // 2
+    for t in range(middle):
+        counts[0, key_T[t] & _LOW_DIGIT] += np.uint32(1)
+        counts[1, key_T[t] >> _DIGIT_BITS] += np.uint32(1)
+        counts[0, key_T[middle + t] & _LOW_DIGIT] += np.uint32(1)
+        counts[1, key_T[middle + t] >> _DIGIT_BITS] += np.uint32(1)
+    for t in range(2 * middle, len(x_T)):
         counts[0, key_T[t] & _LOW_DIGIT] += np.uint32(1)
         counts[1, key_T[t] >> _DIGIT_BITS] += np.uint32(1)
     low_start = high_start = np.uint32(0)
@@ -73,9 +80,13 @@ def _rank(x_T, near_T, counts, by_low_T, by_key_T, sorted_T, rank_T):
         by_key_T[position] = by_low_T[i] & _PLACE
     for i in range(len(x_T)):
         sorted_T[i] = x_T[by_key_T[i]]
+    largest = sorted_T[0]
     for i in range(1, len(x_T)):
-        value, place = sorted_T[i], by_key_T[i]
-        j = i
+        value = sorted_T[i]
+        if value >= largest:
+            largest = value
+            continue
+        place, j = by_key_T[i], i
         while j > 0 and sorted_T[j - 1] > value:
             sorted_T[j], by_key_T[j] = sorted_T[j - 1], by_key_T[j - 1]
             j -= 1
@@ -113,7 +124,7 @@ def _last_present(present, rank):
 
 @kernel
 def _slide(rank_T, sorted_T, width, present, out_T):
-    """Median of each ``width`` neighbours. ``present`` has one bit a rank; the median's rank moves by one bit at most."""
+    """Median of each ``width`` neighbours; ``present`` has a bit a rank, the median moves by one set bit at most."""
     present[:] = 0
     smallest = np.uint64(rank_T[0])
     for t in range(width):

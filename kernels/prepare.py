@@ -9,14 +9,13 @@ from scipy.signal import butter, iirnotch, lfilter_zi
 
 from anyecg.kernels._jit import kernel
 from anyecg.kernels._lanes import LANES, load, splat, store
-from anyecg.kernels.median import MAX_SAMPLES, median_scratch, slide_median
+from anyecg.kernels.median import median_scratch, slide_median
 
 PRESETS = ("ecgfounder", "ecgfounder-paper", "none")
 
 
-# Longest edge extension of a filter, 3 x its coefficients; and how many samples turn from rows to lanes at a time.
+# The longest edge extension of a filter: three times its coefficients.
 _EDGE = 27
-_TILE = 64
 
 
 @kernel
@@ -66,7 +65,7 @@ def _eighth_order(b, a, zi, x, first, step, n):
 def _filtfilt(b, a, zi, x_TL, n):
     """Filter forward and backward in place, odd extension at both ends (scipy.signal.filtfilt).
 
-    The ``n`` samples start at row _EDGE of ``x_TL``; the filter is in direct form II transposed, as scipy.signal.lfilter.
+    The ``n`` samples start at row _EDGE; the filter is in direct form II transposed, as scipy.signal.lfilter.
     """
     pad = 3 * len(b)
     start, stop = _EDGE, _EDGE + n
@@ -82,24 +81,19 @@ def _filtfilt(b, a, zi, x_TL, n):
 
 
 @kernel
-def _to_lanes(windows_WT, first, count, x_TL):
-    """Put windows first..first + count - 1 side by side; a tile is small enough for the first cache."""
-    n = windows_WT.shape[1]
-    for tile in range(0, n, _TILE):
-        stop = min(n, tile + _TILE)
+def _to_lanes(windows_WT, first, x_TL):
+    """Put eight windows side by side from ``first`` on; beyond the last one its own copy fills the lanes."""
+    last = windows_WT.shape[0] - 1
+    for t in range(windows_WT.shape[1]):
         for lane in range(LANES):
-            for t in range(tile, stop):
-                x_TL[_EDGE + t, lane] = windows_WT[first + lane, t] if lane < count else 0.0
+            x_TL[_EDGE + t, lane] = windows_WT[min(first + lane, last), t]
 
 
 @kernel
 def _from_lanes(x_TL, edge, x_LT):
-    n = x_LT.shape[1] - 2 * edge
-    for tile in range(0, n, _TILE):
-        stop = min(n, tile + _TILE)
+    for t in range(x_LT.shape[1] - 2 * edge):
         for lane in range(LANES):
-            for t in range(tile, stop):
-                x_LT[lane, edge + t] = x_TL[_EDGE + t, lane]
+            x_LT[lane, edge + t] = x_TL[_EDGE + t, lane]
 
 
 @kernel
@@ -141,13 +135,12 @@ def _prepare(windows_WT, filters, median_width, zscore, out_WT):
     sums = np.empty(LANES)
     scratch = median_scratch(n + 2 * half)
     for first in range(0, n_windows, LANES):
-        count = min(LANES, n_windows - first)
-        _to_lanes(windows_WT, first, count, x_TL)
+        _to_lanes(windows_WT, first, x_TL)
         for f in range(filters.shape[0]):
             length = int(filters[f, 3, 0])
             _filtfilt(filters[f, 0, :length], filters[f, 1, :length], filters[f, 2, : length - 1], x_TL, n)
         _from_lanes(x_TL, half, x_LT)
-        for lane in range(count):
+        for lane in range(min(LANES, n_windows - first)):
             x_T = x_LT[lane, half : half + n]
             if median_width:
                 slide_median(x_LT[lane], median_width, scratch, median_T)
