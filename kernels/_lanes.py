@@ -74,6 +74,23 @@ def splat(typing_context, value):
     return _lanes(types.float64), code
 
 
+@intrinsic
+def total(typing_context, lanes):
+    """Return the sum of the 8 lanes, in one fixed order: halves onto each other, thrice."""
+
+    def code(context, builder, signature, arguments):
+        value = arguments[0]
+        for half in (4, 2, 1):
+            none = ir.Constant(value.type, ir.Undefined)
+            picks = ir.VectorType(ir.IntType(32), half)
+            low = builder.shuffle_vector(value, none, ir.Constant(picks, list(range(half))))
+            high = builder.shuffle_vector(value, none, ir.Constant(picks, list(range(half, 2 * half))))
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return (types.float64(_lanes), code) if lanes == _lanes else None
+
+
 def _add_operator(python_operator, instruction):
     @intrinsic
     def lane_by_lane(typing_context, left, right):

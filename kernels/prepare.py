@@ -8,7 +8,7 @@ import numpy as np
 from scipy.signal import butter, iirnotch, lfilter_zi
 
 from anyecg.kernels._jit import kernel
-from anyecg.kernels._lanes import LANES, load, splat, store
+from anyecg.kernels._lanes import LANES, load, splat, store, total
 from anyecg.kernels.median import median_scratch, slide_median
 
 PRESETS = ("ecgfounder", "ecgfounder-paper", "none")
@@ -97,18 +97,15 @@ def _from_lanes(x_TL, edge, x_LT):
 
 
 @kernel
-def _sum(x_T, mean, power, sums):
+def _sum(x_T, mean, power):
     """Return the sum of (x - mean)^power, power 1 or 2: 8 partial sums, so that no addition waits for the last one."""
     n = len(x_T)
-    middle, total = splat(mean), splat(0.0)
+    middle, sums = splat(mean), splat(0.0)
     whole = n - n % LANES
     for t in range(0, whole, LANES):
         difference = load(x_T, t) - middle
-        total = total + (difference * difference if power == 2 else difference)
-    store(sums, 0, total)
-    result = 0.0
-    for lane in range(LANES):
-        result += sums[lane]
+        sums = sums + (difference * difference if power == 2 else difference)
+    result = total(sums)
     for t in range(whole, n):
         difference = x_T[t] - mean
         result += difference * difference if power == 2 else difference
@@ -116,10 +113,10 @@ def _sum(x_T, mean, power, sums):
 
 
 @kernel
-def _zscore(x_T, sums):
+def _zscore(x_T):
     """(x - mean) / (SD + 1e-8), in place."""
-    mean = _sum(x_T, 0.0, 1, sums) / len(x_T)
-    variance = _sum(x_T, mean, 2, sums) / len(x_T)
+    mean = _sum(x_T, 0.0, 1) / len(x_T)
+    variance = _sum(x_T, mean, 2) / len(x_T)
     scale = 1.0 / (np.sqrt(variance) + 1e-8)
     for t in range(len(x_T)):
         x_T[t] = (x_T[t] - mean) * scale
@@ -132,7 +129,6 @@ def _prepare(windows_WT, filters, median_width, zscore, out_WT):
     x_TL = np.empty((n + 2 * _EDGE, LANES))
     x_LT = np.zeros((LANES, n + 2 * half))
     median_T = np.empty(n)
-    sums = np.empty(LANES)
     scratch = median_scratch(n + 2 * half)
     for first in range(0, n_windows, LANES):
         _to_lanes(windows_WT, first, x_TL)
@@ -148,7 +144,7 @@ def _prepare(windows_WT, filters, median_width, zscore, out_WT):
                     median_T[t] = x_T[t] - median_T[t]
                 x_T = median_T
             if zscore:
-                _zscore(x_T, sums)
+                _zscore(x_T)
             for t in range(n):
                 out_WT[first + lane, t] = x_T[t]
 

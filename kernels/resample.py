@@ -7,25 +7,29 @@ import numpy as np
 from scipy.signal import firwin
 
 from anyecg.kernels._jit import kernel
+from anyecg.kernels._lanes import LANES, load, splat, total
 
 MAX_FACTOR = 100_000
 
 
 @kernel
-def _polyphase(x_T, taps_PK, up, down, delay, out_T):
-    """out[m] = sum_k taps[phase, k] * x[n - k], with m * down + delay = n * up + phase."""
-    n_in = x_T.shape[0]
+def _polyphase(padded_T, taps_PK, up, down, delay, out_T):
+    """out[m] = sum_k taps[phase, k] * padded[n + k], with m * down + delay = n * up + phase.
+
+    Eight partial sums a sample, added in one fixed order, so that no addition waits for the last one.
+    """
     n_taps = taps_PK.shape[1]
+    n, phase = delay // up, delay % up
     for m in range(out_T.shape[0]):
-        position = m * down + delay
-        n = position // up
-        phase = position - n * up
-        first = max(0, n - n_in + 1)
-        last = min(n_taps, n + 1)
-        total = 0.0
-        for k in range(first, last):
-            total += taps_PK[phase, k] * x_T[n - k]
-        out_T[m] = total
+        sums = splat(0.0)
+        for k in range(0, n_taps, LANES):
+            sums = sums + load(taps_PK, phase * n_taps + k) * load(padded_T, n + k)
+        out_T[m] = total(sums)
+        n += down // up
+        phase += down % up
+        if phase >= up:
+            n += 1
+            phase -= up
 
 
 @lru_cache(maxsize=32)
@@ -41,7 +45,7 @@ def _ratio(fs_in, fs_out):
 
 @lru_cache(maxsize=32)
 def _taps(up, down, quality):
-    """Return the filter as (phases, taps a phase) and its delay at the up-sampled rate."""
+    """Return the filter as (phases, taps a phase, a multiple of 8) and its delay at the up-sampled rate."""
     rate = max(up, down)
     if quality == "scipy":
         half, cutoff, beta = 10 * rate, 1.0 / rate, 5.0
@@ -50,8 +54,9 @@ def _taps(up, down, quality):
         half, beta = 48 * rate, 0.1102 * (120.0 - 8.7)
         cutoff = 1.0 / rate - (120.0 - 7.95) / (2.285 * np.pi * 2 * half) / 2
     taps = up * firwin(2 * half + 1, cutoff, window=("kaiser", beta))
-    taps = np.concatenate([taps, np.zeros(-len(taps) % up)])
-    return np.ascontiguousarray(taps.reshape(-1, up).T), half
+    taps = np.concatenate([taps, np.zeros(-len(taps) % (up * LANES))])
+    # Sample n of the input meets the first tap, n - 1 the second: last tap first, both run forwards.
+    return np.ascontiguousarray(taps.reshape(-1, up)[::-1].T), half
 
 
 def resample(signal, *, fs_in, fs_out, quality="scipy"):
@@ -96,5 +101,9 @@ def resample(signal, *, fs_in, fs_out, quality="scipy"):
         return signal.astype(np.float32)
     taps_PK, delay = _taps(up, down, quality)
     out_T = np.empty(-(-len(signal) * up // down), np.float32)
-    _polyphase(signal, taps_PK, up, down, delay, out_T)
+    n_taps = taps_PK.shape[1]
+    last = ((len(out_T) - 1) * down + delay) // up
+    padded_T = np.zeros(n_taps - 1 + max(len(signal), last + 1))
+    padded_T[n_taps - 1 : n_taps - 1 + len(signal)] = signal
+    _polyphase(padded_T, taps_PK, up, down, delay, out_T)
     return out_T
