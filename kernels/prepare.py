@@ -8,125 +8,145 @@ import numpy as np
 from scipy.signal import butter, iirnotch, lfilter_zi
 
 from anyecg.kernels._jit import kernel
+from anyecg.kernels._lanes import LANES, load, splat, store, total
+from anyecg.kernels.median import median_scratch, slide_median
 
 PRESETS = ("ecgfounder", "ecgfounder-paper", "none")
 
 
-@kernel
-def _lfilter(b, a, zi, first, x, out, state):
-    """Direct form II transposed, as scipy.signal.lfilter; the state starts at zi * first."""
-    order = len(zi)
-    for i in range(order):
-        state[i] = zi[i] * first
-    for t in range(len(x)):
-        sample = x[t]
-        y = state[0] + b[0] * sample
-        for i in range(order - 1):
-            state[i] = state[i + 1] + b[i + 1] * sample - a[i + 1] * y
-        state[order - 1] = b[order] * sample - a[order] * y
-        out[t] = y
+# The longest edge extension of a filter: three times its coefficients.
+_EDGE = 27
 
 
 @kernel
-def _filtfilt(b, a, zi, x_T, padded, reverse, state):
-    """Filter forward and backward in place, odd extension at both ends (scipy.signal.filtfilt)."""
-    n = len(x_T)
+def _second_order(b, a, zi, x, first, step, n):
+    """Filter ``n`` samples of 8 lanes in place from sample ``first`` on, the state starting at zi * x[first]."""
+    b0, b1, b2 = splat(b[0]), splat(b[1]), splat(b[2])
+    a1, a2 = splat(a[1]), splat(a[2])
+    at = first * LANES
+    x0 = load(x, at)
+    s0, s1 = splat(zi[0]) * x0, splat(zi[1]) * x0
+    for _ in range(n):
+        x0 = load(x, at)
+        y0 = s0 + b0 * x0
+        s0 = s1 + b1 * x0 - a1 * y0
+        s1 = b2 * x0 - a2 * y0
+        store(x, at, y0)
+        at += step * LANES
+
+
+@kernel
+def _eighth_order(b, a, zi, x, first, step, n):
+    """As ``_second_order``; written out, so that the whole state stays in registers."""
+    b0, b1, b2, b3, b4 = splat(b[0]), splat(b[1]), splat(b[2]), splat(b[3]), splat(b[4])
+    b5, b6, b7, b8 = splat(b[5]), splat(b[6]), splat(b[7]), splat(b[8])
+    a1, a2, a3, a4 = splat(a[1]), splat(a[2]), splat(a[3]), splat(a[4])
+    a5, a6, a7, a8 = splat(a[5]), splat(a[6]), splat(a[7]), splat(a[8])
+    at = first * LANES
+    x0 = load(x, at)
+    s0, s1, s2, s3 = splat(zi[0]) * x0, splat(zi[1]) * x0, splat(zi[2]) * x0, splat(zi[3]) * x0
+    s4, s5, s6, s7 = splat(zi[4]) * x0, splat(zi[5]) * x0, splat(zi[6]) * x0, splat(zi[7]) * x0
+    for _ in range(n):
+        x0 = load(x, at)
+        y0 = s0 + b0 * x0
+        s0 = s1 + b1 * x0 - a1 * y0
+        s1 = s2 + b2 * x0 - a2 * y0
+        s2 = s3 + b3 * x0 - a3 * y0
+        s3 = s4 + b4 * x0 - a4 * y0
+        s4 = s5 + b5 * x0 - a5 * y0
+        s5 = s6 + b6 * x0 - a6 * y0
+        s6 = s7 + b7 * x0 - a7 * y0
+        s7 = b8 * x0 - a8 * y0
+        store(x, at, y0)
+        at += step * LANES
+
+
+@kernel
+def _filtfilt(b, a, zi, x_TL, n):
+    """Filter forward and backward in place, odd extension at both ends (scipy.signal.filtfilt).
+
+    The ``n`` samples start at row _EDGE; the filter is in direct form II transposed, as scipy.signal.lfilter.
+    """
     pad = 3 * len(b)
-    for i in range(pad):
-        padded[i] = 2.0 * x_T[0] - x_T[pad - i]
-        padded[pad + n + i] = 2.0 * x_T[n - 1] - x_T[n - 2 - i]
-    for i in range(n):
-        padded[pad + i] = x_T[i]
-    total = n + 2 * pad
-    _lfilter(b, a, zi, padded[0], padded[:total], reverse[:total], state)
-    for i in range(total):
-        padded[i] = reverse[total - 1 - i]
-    _lfilter(b, a, zi, padded[0], padded[:total], reverse[:total], state)
-    for i in range(n):
-        x_T[i] = reverse[total - 1 - pad - i]
-
-
-@kernel
-def _place(ranked, n, value):
-    """Return the first position in ranked[:n] whose value is not below ``value``."""
-    low, high = 0, n
-    while low < high:
-        middle = (low + high) // 2
-        if ranked[middle] < value:
-            low = middle + 1
+    start, stop = _EDGE, _EDGE + n
+    for i in range(1, pad + 1):
+        for lane in range(LANES):
+            x_TL[start - i, lane] = 2.0 * x_TL[start, lane] - x_TL[start + i, lane]
+            x_TL[stop - 1 + i, lane] = 2.0 * x_TL[stop - 1, lane] - x_TL[stop - 1 - i, lane]
+    for first, step in ((start - pad, 1), (stop - 1 + pad, -1)):
+        if len(zi) == 2:
+            _second_order(b, a, zi, x_TL, first, step, n + 2 * pad)
         else:
-            high = middle
-    return low
+            _eighth_order(b, a, zi, x_TL, first, step, n + 2 * pad)
 
 
 @kernel
-def _subtract_median(x_T, width, ranked, out_T):
-    """out = x - running median of ``width`` samples, zeros beyond the edges (scipy.signal.medfilt)."""
+def _to_lanes(windows_WT, first, x_TL):
+    """Put eight windows side by side from ``first`` on; beyond the last one its own copy fills the lanes."""
+    last = windows_WT.shape[0] - 1
+    for t in range(windows_WT.shape[1]):
+        for lane in range(LANES):
+            x_TL[_EDGE + t, lane] = windows_WT[min(first + lane, last), t]
+
+
+@kernel
+def _from_lanes(x_TL, edge, x_LT):
+    for t in range(x_LT.shape[1] - 2 * edge):
+        for lane in range(LANES):
+            x_LT[lane, edge + t] = x_TL[_EDGE + t, lane]
+
+
+@kernel
+def _sum(x_T, mean, power):
+    """Return the sum of (x - mean)^power, power 1 or 2: 8 partial sums, so that no addition waits for the last one."""
     n = len(x_T)
-    half = width // 2
-    for i in range(width):
-        value = x_T[i - half] if i >= half else 0.0
-        at = _place(ranked, i, value)
-        for j in range(i, at, -1):
-            ranked[j] = ranked[j - 1]
-        ranked[at] = value
-    out_T[0] = x_T[0] - ranked[half]
-    for t in range(1, n):
-        leaving = x_T[t - half - 1] if t - half - 1 >= 0 else 0.0
-        entering = x_T[t + half] if t + half < n else 0.0
-        gap = _place(ranked, width, leaving)
-        if entering > leaving:
-            while gap + 1 < width and ranked[gap + 1] < entering:
-                ranked[gap] = ranked[gap + 1]
-                gap += 1
-        else:
-            while gap > 0 and ranked[gap - 1] > entering:
-                ranked[gap] = ranked[gap - 1]
-                gap -= 1
-        ranked[gap] = entering
-        out_T[t] = x_T[t] - ranked[half]
+    middle, sums = splat(mean), splat(0.0)
+    whole = n - n % LANES
+    for t in range(0, whole, LANES):
+        difference = load(x_T, t) - middle
+        sums = sums + (difference * difference if power == 2 else difference)
+    result = total(sums)
+    for t in range(whole, n):
+        difference = x_T[t] - mean
+        result += difference * difference if power == 2 else difference
+    return result
 
 
 @kernel
 def _zscore(x_T):
     """(x - mean) / (SD + 1e-8), in place."""
-    n = len(x_T)
-    mean = 0.0
-    for t in range(n):
-        mean += x_T[t]
-    mean /= n
-    variance = 0.0
-    for t in range(n):
-        variance += (x_T[t] - mean) ** 2
-    scale = 1.0 / (np.sqrt(variance / n) + 1e-8)
-    for t in range(n):
+    mean = _sum(x_T, 0.0, 1) / len(x_T)
+    variance = _sum(x_T, mean, 2) / len(x_T)
+    scale = 1.0 / (np.sqrt(variance) + 1e-8)
+    for t in range(len(x_T)):
         x_T[t] = (x_T[t] - mean) * scale
 
 
 @kernel
 def _prepare(windows_WT, filters, median_width, zscore, out_WT):
-    n = windows_WT.shape[1]
-    x = np.empty(n)
-    filtered = np.empty(n)
-    padded = np.empty(n + 6 * 16)
-    reverse = np.empty(n + 6 * 16)
-    state = np.empty(16)
-    ranked = np.empty(max(median_width, 1))
-    for w in range(windows_WT.shape[0]):
-        for t in range(n):
-            x[t] = windows_WT[w, t]
+    n_windows, n = windows_WT.shape
+    half = median_width // 2
+    x_TL = np.empty((n + 2 * _EDGE, LANES))
+    x_LT = np.zeros((LANES, n + 2 * half))
+    median_T = np.empty(n)
+    scratch = median_scratch(n + 2 * half)
+    for first in range(0, n_windows, LANES):
+        _to_lanes(windows_WT, first, x_TL)
         for f in range(filters.shape[0]):
             length = int(filters[f, 3, 0])
-            _filtfilt(
-                filters[f, 0, :length], filters[f, 1, :length], filters[f, 2, : length - 1], x, padded, reverse, state
-            )
-        if median_width:
-            _subtract_median(x, median_width, ranked, filtered)
-            x, filtered = filtered, x
-        if zscore:
-            _zscore(x)
-        for t in range(n):
-            out_WT[w, t] = x[t]
+            _filtfilt(filters[f, 0, :length], filters[f, 1, :length], filters[f, 2, : length - 1], x_TL, n)
+        _from_lanes(x_TL, half, x_LT)
+        for lane in range(min(LANES, n_windows - first)):
+            x_T = x_LT[lane, half : half + n]
+            if median_width:
+                slide_median(x_LT[lane], median_width, scratch, median_T)
+                for t in range(n):
+                    median_T[t] = x_T[t] - median_T[t]
+                x_T = median_T
+            if zscore:
+                _zscore(x_T)
+            for t in range(n):
+                out_WT[first + lane, t] = x_T[t]
 
 
 @lru_cache(maxsize=16)

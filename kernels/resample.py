@@ -7,25 +7,58 @@ import numpy as np
 from scipy.signal import firwin
 
 from anyecg.kernels._jit import kernel
+from anyecg.kernels._lanes import LANES, load, splat, store
 
 MAX_FACTOR = 100_000
 
 
+# Outputs of one phase that are summed together: four vectors, so that an addition seldom waits for the last one.
+_ABREAST = 4 * LANES
+
+
 @kernel
-def _polyphase(x_T, taps_PK, up, down, delay, out_T):
-    """out[m] = sum_k taps[phase, k] * x[n - k], with m * down + delay = n * up + phase."""
-    n_in = x_T.shape[0]
-    n_taps = taps_PK.shape[1]
-    for m in range(out_T.shape[0]):
-        position = m * down + delay
-        n = position // up
-        phase = position - n * up
-        first = max(0, n - n_in + 1)
-        last = min(n_taps, n + 1)
-        total = 0.0
-        for k in range(first, last):
-            total += taps_PK[phase, k] * x_T[n - k]
-        out_T[m] = total
+def _deal(x_T, first, input_DN):
+    """Deal the input onto the rows like cards, from flat position ``first`` on: row = position % down."""
+    down = input_DN.shape[0]
+    row, column = first % down, first // down
+    for t in range(len(x_T)):
+        input_DN[row, column] = x_T[t]
+        row += 1
+        if row == down:
+            row, column = 0, column + 1
+
+
+@kernel
+def _polyphase(input_DN, taps_PK, up, delay, out_T):
+    """out[m] = sum_k taps[phase, k] * x[n - k], with m * down + delay = n * up + phase.
+
+    Outputs ``up`` apart share their phase and meet inputs ``down`` apart: those are neighbours in a row of
+    ``input_DN``, which begins with as many zeros as there are taps.
+    """
+    down, n_columns = input_DN.shape
+    n_out, n_taps = len(out_T), taps_PK.shape[1]
+    sums = np.empty(_ABREAST)
+    for start in range(0, n_out, _ABREAST * up):
+        for first in range(start, min(start + up, n_out)):
+            position = first * down + delay
+            phase, newest = position % up, position // up + n_taps
+            row, column = newest % down, newest // down
+            sum0 = sum1 = sum2 = sum3 = splat(0.0)
+            for k in range(n_taps):
+                tap, at = splat(taps_PK[phase, k]), row * n_columns + column
+                sum0 = sum0 + tap * load(input_DN, at)
+                sum1 = sum1 + tap * load(input_DN, at + LANES)
+                sum2 = sum2 + tap * load(input_DN, at + 2 * LANES)
+                sum3 = sum3 + tap * load(input_DN, at + 3 * LANES)
+                row -= 1
+                if row < 0:
+                    row, column = down - 1, column - 1
+            store(sums, 0, sum0)
+            store(sums, LANES, sum1)
+            store(sums, 2 * LANES, sum2)
+            store(sums, 3 * LANES, sum3)
+            for i in range(min(_ABREAST, (n_out - first + up - 1) // up)):
+                out_T[first + i * up] = sums[i]
 
 
 @lru_cache(maxsize=32)
@@ -96,5 +129,9 @@ def resample(signal, *, fs_in, fs_out, quality="scipy"):
         return signal.astype(np.float32)
     taps_PK, delay = _taps(up, down, quality)
     out_T = np.empty(-(-len(signal) * up // down), np.float32)
-    _polyphase(signal, taps_PK, up, down, delay, out_T)
+    n_taps = taps_PK.shape[1]
+    newest = ((len(out_T) - 1) * down + delay) // up
+    input_DN = np.zeros((down, -(-(n_taps + max(newest + 1, len(signal))) // down) + _ABREAST))
+    _deal(signal, n_taps, input_DN)
+    _polyphase(input_DN, taps_PK, up, delay, out_T)
     return out_T

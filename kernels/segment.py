@@ -20,53 +20,107 @@ FLAG_NAMES = {
 DROPPED = FLAT | HUGE | NONFINITE
 
 
-@kernel
-def _n_beats(x_T, fs, spread):
-    """Count stretches whose 80-ms range stands out: over 0.15 mV and 2.5 times the window's median range.
+_INFINITE = np.int32(0x7F800000)
+_MAGNITUDE = np.int32(0x7FFFFFFF)
 
-    ``spread`` is scratch of one value for each 20-ms block.
+
+@kernel
+def _turn(bits):
+    """Between the bits of a float32 and an integer of the same order: negative floats grow downwards.
+
+    LLVM turns the minimum of integers into vectors, that of floats not, since a NaN would matter.
     """
-    step = max(1, int(0.02 * fs))
-    n_blocks = len(x_T) // step
+    return np.int32(bits ^ ((bits >> np.int32(31)) & _MAGNITUDE))
+
+
+@kernel
+def _ranges(key_T, step, low_B, high_B, spread_B):
+    """Fill the range of each 20-ms block with one block before and two after it; return how many there are.
+
+    ``step`` is 20 ms in samples; ``low_B`` and ``high_B`` are scratch. Samples past the last whole block count too.
+    """
+    n = len(key_T)
+    n_blocks = (n + step - 1) // step
     for i in range(n_blocks):
-        start = max(0, (i - 1) * step)
-        stop = min(len(x_T), (i + 3) * step)
-        low = high = x_T[start]
-        for t in range(start, stop):
-            low = min(low, x_T[t])
-            high = max(high, x_T[t])
-        spread[i] = high - low
-    threshold = max(0.15, 2.5 * np.median(spread[:n_blocks]))
-    beats, quiet = 0, 10
-    for i in range(n_blocks):
-        if spread[i] > threshold:
-            if quiet >= 10:
-                beats += 1
-            quiet = 0
-        else:
-            quiet += 1
-    return beats
+        low = high = key_T[i * step]
+        for t in range(i * step, min(n, (i + 1) * step)):
+            low = min(low, key_T[t])
+            high = max(high, key_T[t])
+        low_B[i + 1], high_B[i + 1] = low, high
+    # Beyond the ends the outermost block again, so that each range has four.
+    low_B[0], high_B[0] = low_B[1], high_B[1]
+    low_B[n_blocks + 1 : n_blocks + 3], high_B[n_blocks + 1 : n_blocks + 3] = low_B[n_blocks], high_B[n_blocks]
+    n_ranges = n // step
+    for i in range(n_ranges):
+        low_B[i] = _turn(min(min(low_B[i], low_B[i + 1]), min(low_B[i + 2], low_B[i + 3])))
+        high_B[i] = _turn(max(max(high_B[i], high_B[i + 1]), max(high_B[i + 2], high_B[i + 3])))
+    low_mv_B, high_mv_B = low_B.view(np.float32), high_B.view(np.float32)
+    for i in range(n_ranges):
+        spread_B[i] = high_mv_B[i] - low_mv_B[i]
+    return n_ranges
+
+
+@kernel
+def _has_beat(spread_B):
+    """Tell whether an 80-ms range stands out: over 0.15 mV and 2.5 times the median of the window's."""
+    n_ranges = len(spread_B)
+    largest = 0.0
+    for i in range(n_ranges):
+        largest = max(largest, spread_B[i])
+    if largest <= 0.15:
+        return False
+    n_small = 0
+    for i in range(n_ranges):
+        n_small += 2.5 * spread_B[i] < largest
+    # The median lies between the two middle ranges; only where they differ in this is it worth its price.
+    if n_small > n_ranges // 2:
+        return True
+    if n_ranges - n_small > n_ranges // 2:
+        return False
+    return largest > 2.5 * np.median(spread_B)
+
+
+@kernel
+def _is_clipped(key_T, low, high, run):
+    """Tell whether ``run`` neighbours stay at the window's smallest or at its largest value."""
+    n_extreme = 0
+    for t in range(len(key_T)):
+        n_extreme += (key_T[t] == low) | (key_T[t] == high)
+    if n_extreme < run:
+        return False
+    length = 1
+    for t in range(1, len(key_T)):
+        value = key_T[t]
+        length = length + 1 if value == key_T[t - 1] and (value == low or value == high) else 1
+        if length >= run:
+            return True
+    return False
 
 
 @kernel
 def _quality(raw_WT, fs, flags_W):
     n = raw_WT.shape[1]
     clip_run = max(3, int(0.04 * fs))
-    spread = np.empty(n)
+    step = max(1, int(0.02 * fs))
+    value_T = np.empty(n, np.float32)
+    key_T = value_T.view(np.int32)
+    low_B, high_B = np.empty(n + 3, np.int32), np.empty(n + 3, np.int32)
+    spread_B = np.empty(n)
+    ends = np.empty(2, np.int32)
+    ends_mv = ends.view(np.float32)
     for w in range(raw_WT.shape[0]):
         flags_W[w] = 0
-        low = high = raw_WT[w, 0]
-        finite = True
+        lowest, highest = _INFINITE, ~_INFINITE
         for t in range(n):
-            value = raw_WT[w, t]
-            if not np.isfinite(value):
-                finite = False
-                break
-            low = min(low, value)
-            high = max(high, value)
-        if not finite:
+            value_T[t] = raw_WT[w, t] + np.float32(0.0)  # -0 becomes 0, which it equals
+        for t in range(n):
+            key_T[t] = _turn(key_T[t])
+            lowest, highest = min(lowest, key_T[t]), max(highest, key_T[t])
+        if lowest <= ~_INFINITE or highest >= _INFINITE:
             flags_W[w] = NONFINITE
             continue
+        ends[0], ends[1] = _turn(lowest), _turn(highest)
+        low, high = ends_mv[0], ends_mv[1]
         if high - low < 0.01:
             flags_W[w] = FLAT
             continue
@@ -75,14 +129,9 @@ def _quality(raw_WT, fs, flags_W):
             flags_W[w] |= HUGE
         elif largest > 4.0:
             flags_W[w] |= OVER_4MV
-        run = 1
-        for t in range(1, n):
-            value = raw_WT[w, t]
-            run = run + 1 if value == raw_WT[w, t - 1] and (value == low or value == high) else 1
-            if run >= clip_run:
-                flags_W[w] |= CLIPPED
-                break
-        if _n_beats(raw_WT[w], fs, spread) == 0:
+        if _is_clipped(key_T, lowest, highest, clip_run):
+            flags_W[w] |= CLIPPED
+        if not _has_beat(spread_B[: _ranges(key_T, step, low_B, high_B, spread_B)]):
             flags_W[w] |= NO_BEAT
 
 
@@ -156,11 +205,21 @@ def grid(n_samples, *, fs, seconds=10.0):
 
 
 @kernel
+def _largest(x_T, value):
+    """Return the largest magnitude of finite samples; ``value`` is scratch of one float32."""
+    bits_T = x_T.view(np.int32)
+    largest = np.int32(0)
+    for t in range(len(bits_T)):
+        largest = max(largest, bits_T[t] & _MAGNITUDE)
+    value.view(np.int32)[0] = largest
+    return value[0]
+
+
+@kernel
 def _quantise(x_WT, scale_W, out_WT):
+    value = np.empty(1, np.float32)
     for w in range(x_WT.shape[0]):
-        largest = 0.0
-        for t in range(x_WT.shape[1]):
-            largest = max(largest, abs(x_WT[w, t]))
+        largest = np.float64(_largest(x_WT[w], value))
         scale = np.float32(largest / 32767.0) if largest > 0.0 else np.float32(1.0)
         scale_W[w] = scale
         for t in range(x_WT.shape[1]):

@@ -15,6 +15,9 @@ from anyecg.kernels.segment import (
     quality,
     quantise,
 )
+from anyecg.loaders.records import open_record
+
+from ..conftest import DEMO, SHARED
 
 
 def beats(fs=500, seconds=10, amplitude=1.0):
@@ -50,6 +53,62 @@ def _with(change):
 )
 def test_each_fault_is_flagged(window, flag):
     assert quality(window[None], fs=500)[0] & flag
+
+
+def slow_quality(raw_T, fs):
+    """The obvious twin: one rule a line, floats compared as floats."""
+    if not np.isfinite(raw_T).all():
+        return NONFINITE
+    low, high = raw_T.min(), raw_T.max()
+    if float(high - low) < 0.01:
+        return FLAT
+    largest = float(max(abs(low), abs(high)))
+    flags = HUGE if largest > 20 else OVER_4MV if largest > 4 else 0
+    stays = (raw_T[1:] == raw_T[:-1]) & ((raw_T[1:] == low) | (raw_T[1:] == high))
+    run = np.diff(np.flatnonzero(~np.pad(stays, 1))).max()
+    flags |= CLIPPED if run >= max(3, int(0.04 * fs)) else 0
+    step = max(1, int(0.02 * fs))
+    block = np.arange(len(raw_T) // step)
+    ends = np.stack([np.maximum(0, block - 1) * step, np.minimum(len(raw_T), (block + 3) * step)], 1).ravel()
+    closed_T = np.append(raw_T, raw_T[-1])
+    spread = (np.maximum.reduceat(closed_T, ends) - np.minimum.reduceat(closed_T, ends))[::2].astype(float)
+    return flags | (0 if (spread > max(0.15, 2.5 * np.median(spread))).any() else NO_BEAT)
+
+
+def assert_same_flags(raw_WT, fs):
+    np.testing.assert_array_equal(quality(raw_WT, fs=fs), [slow_quality(raw_T, fs) for raw_T in raw_WT])
+
+
+def all_windows(folder, n):
+    for header in sorted(folder.glob("*.hea")):
+        signal = open_record(header.with_suffix("")).read()
+        yield from signal[: len(signal) // n * n].reshape(-1, n)
+
+
+def test_flags_are_those_of_the_slow_twin_on_every_demo_recording():
+    raw_WT = np.array(list(all_windows(DEMO / "records", 2990)))
+    for fs in (37, 250, 300):
+        assert_same_flags(raw_WT, fs)
+
+
+@pytest.mark.skipif(not (SHARED / "cinc2017").exists(), reason="the whole of CinC 2017 is not here")
+def test_flags_are_those_of_the_slow_twin_on_every_cinc2017_recording():
+    assert_same_flags(np.array(list(all_windows(SHARED / "cinc2017", 3000))), 300)
+
+
+@given(
+    st.lists(
+        st.sampled_from([0.0, -0.0, 0.005, -0.005, 0.2, -0.2, 0.5, 4.5, -25.0, np.nan, np.inf, -np.inf]),
+        min_size=1,
+        max_size=60,
+    ),
+    st.sampled_from([20, 100, 150]),
+)
+@settings(max_examples=400, deadline=None)
+def test_flags_are_those_of_the_slow_twin_on_few_values(values, fs):
+    # Windows shorter than a block have no range at all, whose median NumPy refuses.
+    if len(values) >= int(0.02 * fs):
+        assert_same_flags(np.repeat(np.array([values], np.float32), 4, axis=1), fs)
 
 
 def slow_gaps(valid, max_gap):
