@@ -30,7 +30,7 @@ def test_the_report_is_one_file_that_loads_nothing(small_run):
 def test_the_report_shows_every_part(small_run, small_index):
     text = (small_run / "report.html").read_text()
     for part in (
-        "Results on the test split", "ROC, visit level", "AUROC with 95% CI", "Masked BCE", "Example windows",
+        "Results on the test split", "ROC, draw level", "AUROC with 95% CI", "Masked BCE", "Example windows",
         "records kept", "patients in two splits", "deepspeed 0", "n_replicates = 200", *small_index.targets,
     ):  # fmt: skip
         assert part in text, part
