@@ -92,6 +92,7 @@ def lab_table(seed, block, n_visits):
     present_ND[n_visits:] = False
     for place, law in enumerate(component_laws()):
         planted = law.component in PLANTED
+        # Taken for planted components too, so that planting another leaves the results of the others as they are.
         level_ND = levels(rng, shape_ND)
         level_ND = block.level_NDC[:, :, PLANTED.index(law.component)] if planted else level_ND
         parts.append(_results(rng, block, law, place, level_ND, present_ND & (rng.random(shape_ND) < law.measured)))

@@ -182,17 +182,12 @@ def write_waveforms(folder, name, seed, block, row, sources=()):
         Its row in the block.
     sources : list of anyecg.loaders.sim_replay.Source
         Real recordings to replay; without any, the model's ECG.
-
-    Returns
-    -------
-    float
-        Seconds of lead II written.
     """
     rng = generator(seed, OF_WAVEFORMS, int(block.number[row]))
     person = random_person(rng)
     source = sources[int(rng.integers(0, len(sources)))] if sources else None
     arrival = np.datetime64(int(block.arrival[row]), "s")
-    written, number = 0.0, 0
+    number = 0
     for start, stop in zip(block.start_NS[row], block.stop_NS[row], strict=True):
         seconds = stop - start
         if seconds < SHORTEST_S:
@@ -223,5 +218,3 @@ def write_waveforms(folder, name, seed, block, row, sources=()):
                 folder / "waveforms" / name[-3:] / name / lead, f"{name}_{number}", lead, counts_T, adu=adu, zero=zero,
                 unit=unit, when=when,
             )  # fmt: skip
-        written += seconds
-    return written

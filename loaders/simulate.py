@@ -11,7 +11,15 @@ from anyecg.loaders.errors import CohortError
 from anyecg.loaders.files import code_version, digest, read_document, replacing, write_document
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
-from anyecg.loaders.sim_law import BLOCK, LAW, visit_block
+from anyecg.loaders.sim_law import (
+    BLOCK,
+    LAW,
+    LEVEL_CORRELATION,
+    PATIENT_SHARE,
+    PLANTED_ABNORMAL,
+    WINDOW_SHARE,
+    visit_block,
+)
 from anyecg.loaders.sim_replay import read_sources
 from anyecg.loaders.sim_tables import (
     N_NAMES,
@@ -67,7 +75,8 @@ def simulate(folder, *, n_visits, hours, seed, comm, replay=None):
     try:
         sources = read_sources(replay) if replay else []
         wanted = {
-            "n_visits": n_visits, "hours": hours, "seed": seed, "law": digest(repr(LAW)),
+            "n_visits": n_visits, "hours": hours, "seed": seed,
+            "law": digest([repr(LAW), LEVEL_CORRELATION, WINDOW_SHARE, PATIENT_SHARE, PLANTED_ABNORMAL]),
             "replayed": [source.digest for source in sources], "code_version": code_version(),
         }  # fmt: skip
         lock = _make_ready(folder, wanted) if comm.rank == 0 else None

@@ -137,17 +137,27 @@ def write(folder, **headers):
     return folder / "r"
 
 
-@pytest.mark.parametrize("form", ["8", "16", "24", "32", "61", "80", "160", "212", "310", "311"])
-@pytest.mark.parametrize("shape", ["", "x2", "x3", ":2", "+24"])
+FORMS = ("8", "16", "24", "32", "61", "80", "160", "212", "310", "311")
+SHAPES = ("", "x2", "x3", ":2", "+24")
+
+
+# wfdb fails on a skew in format 8: the test after this one holds it.
+@pytest.mark.parametrize(("form", "shape"), [(f, s) for f in FORMS for s in SHAPES if (f, s) != ("8", ":2")])
 def test_every_format_gives_the_samples_of_wfdb(tmp_path, form, shape):
-    if (form, shape) == ("8", ":2"):
-        pytest.skip("wfdb 4.3.1 has no invalid sample for format 8 and fails")
     offset = "+24" if "+" in shape else ""
     path = write(
         tmp_path,
         r=f"r 2 250 140\nr.dat {form}{shape} 200(9)/mV 12 0 3 0 0 I\nr.dat {form}{offset} 11/uV 12 2 -7 0 0 II\n",
     )
     assert assert_same_as_wfdb(path) == 2
+
+
+def test_a_skew_in_format_8_is_the_record_without_it_that_many_frames_later(tmp_path):
+    plain = write(tmp_path, p="p 2 250 140\nr.dat 8 200/mV 12 0 3 0 0 I\nr.dat 8 200/mV\n").with_name("p")
+    path = write(tmp_path, r="r 2 250 140\nr.dat 8:2 200/mV 12 0 3 0 0 I\nr.dat 8 200/mV\n")
+    found = open_record(path).read()
+    np.testing.assert_array_equal(found[:-2], open_record(plain).read()[2:])
+    assert np.isnan(found[-2:]).all()
 
 
 @pytest.mark.parametrize("form", ["8", "16", "61", "310"])

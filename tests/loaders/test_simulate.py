@@ -32,7 +32,7 @@ from anyecg.loaders.sim_law import (
     visit_times,
 )
 from anyecg.loaders.sim_tables import lab_table, name_visits, visit_table
-from anyecg.loaders.sim_truth import _draw_score, _Seen, batch_truth, combine, nuisance_of
+from anyecg.loaders.sim_truth import _draw_score, _see, _Seen, batch_truth, combine, nuisance_of
 from anyecg.loaders.sim_waveforms import random_person, rhythm, waves
 from anyecg.loaders.simulate import _make_ready, simulate
 from anyecg.loaders.targets import read_targets
@@ -317,6 +317,17 @@ def test_truth_per_window_agrees_with_every_window_simulated_plainly():
     plain = auroc(np.concatenate(score), np.concatenate(label))
     truth = np.mean([batch_truth(batch, 1.0)["CALCIUM high", 60, "window"][0] for batch in range(4)])
     assert truth == pytest.approx(plain, abs=0.012)
+
+
+def test_the_window_taken_by_chance_lies_in_each_epoch_as_often_as_its_windows():
+    rng = np.random.default_rng(4)
+    times = visit_times(rng, 30_000, 1.0)
+    seen = _see(rng, times, np.zeros(30_000, np.int64), 60)
+    share_ND = seen.counts_ND / seen.counts_ND.sum(axis=1, keepdims=True)
+    chosen_ND = np.arange(share_ND.shape[1]) == seen.chosen_N[:, None]
+    assert (seen.counts_ND[chosen_ND] > 0).all()
+    np.testing.assert_allclose(chosen_ND.mean(axis=0), share_ND.mean(axis=0), atol=0.01)
+    assert share_ND.mean(axis=0)[1] > 0.1
 
 
 def test_the_best_score_of_a_draw_agrees_with_solving_its_covariance_matrix():
