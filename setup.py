@@ -51,7 +51,10 @@ setup(
         # One machine takes one of the two DALI builds, by the CUDA version of its driver; both also run without a GPU.
         "cuda130": ["nvidia-dali-cuda130>=2.0"],
         "cuda120": ["nvidia-dali-cuda120>=1.45"],
+        # Shards with shard.filter = "bitshuffle-lz4".
+        "lz4": ["hdf5plugin>=4.4"],
         "dev": [
+            "hdf5plugin>=4.4",
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pip-audit>=2.7",

@@ -22,7 +22,7 @@ stages of a run, in order                      example
 around them
   demo       the whole chain on real ECGs      anyecg demo
   run        all stages, kept where unchanged  anyecg run config.toml
-  verify     shards against their checksums    anyecg verify config.toml
+  verify     shards against their checksums    anyecg verify config.toml (or a run folder; --json)
   simulate   MC-MED's layout, known truth      anyecg simulate --out sim --visits 300 --hours 1 --seed 1
   targets    components of labs.csv, counted   anyecg targets config.toml --out candidates.csv
   doctor     what this machine has and lacks   anyecg doctor
@@ -49,6 +49,8 @@ def _parser():
             command.add_argument("--model", type=Path, help="published model: a folder or its .safetensors file")
             command.add_argument("--input", type=Path, help="a folder of WFDB records, or one record")
             command.add_argument("--out", type=Path, help="CSV to write")
+        if name == "verify":
+            command.add_argument("--json", action="store_true", help="print what was found as JSON")
         if name == "targets":
             command.add_argument("--out", type=Path, required=True, help="CSV of candidates to write")
             command.add_argument("--min-visits", type=int, default=500, help="fewer visits with ECG are rare (500)")
@@ -277,15 +279,32 @@ def _simulate(arguments):
     return _as_rank("simulate", comm, work)
 
 
-def _verify(config):
-    from anyecg.loaders.errors import ShardError
-    from anyecg.loaders.index import verify
+def _verify(arguments):
+    """Re-read the shards of a config's run, or of a folder."""
+    import json
 
-    folder = Path(config.folder) / "shards"
-    wrong = verify(folder)
-    if wrong:
-        raise ShardError("\n".join(wrong))
-    print(f"{folder}: every shard and table is as it was written")
+    from anyecg.app.config import load_config
+    from anyecg.loaders.errors import ShardError
+    from anyecg.loaders.verify import Problem, verify
+
+    folder = Path(arguments.config)
+    if not folder.is_dir():
+        folder = Path(load_config(arguments.config, arguments.overrides).folder)
+    if not (folder / "index.json").exists():
+        folder = folder / "shards"
+    try:
+        read, problems = verify(folder)
+    except ShardError as cause:
+        read, problems = {}, [Problem("index", str(cause))]
+    if arguments.json:
+        found = {"folder": str(folder), "whole": not problems, **read, "problems": [p._asdict() for p in problems]}
+        print(json.dumps(found, indent=1))
+    elif not problems:
+        said = f"{read['n_windows']} windows in {read['n_shards']} shards, {read['n_bytes'] / 1e6:.1f} MB"
+        print(f"{folder}: {said}: everything is as it was written")
+    if problems:
+        lines = "" if arguments.json else "".join(f"\n  {problem}" for problem in problems)
+        raise ShardError(f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)}{lines}")
     return 0
 
 
@@ -316,6 +335,8 @@ def _dispatch(arguments):
         return _simulate(arguments)
     if arguments.command == "predict" and (arguments.model or arguments.input or arguments.out):
         return _predict_files(arguments)
+    if arguments.command == "verify":
+        return _verify(arguments)
     if arguments.command == "predict" and not arguments.config:
         raise AnyECGError("predict wants either a config, or all of --model, --input and --out")
 
@@ -330,8 +351,6 @@ def _dispatch(arguments):
         return 0
     if arguments.command == "targets":
         return _targets(config, arguments)
-    if arguments.command == "verify":
-        return _verify(config)
     if under_launcher() and arguments.command in CHAIN[:-1]:
         return _on_ranks(arguments.command, config)
     with _lock(config.folder):

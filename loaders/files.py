@@ -14,8 +14,8 @@ from anyecg.loaders.errors import AnyECGError, UpgradeNeeded
 # The version of each format that this code writes and reads.
 FORMATS = {
     "anyecg-cohort": 1,
-    "anyecg-shard": 1,
-    "anyecg-index": 1,
+    "anyecg-shard": 2,
+    "anyecg-index": 2,
     "anyecg-checkpoint": 1,
     "anyecg-model": 1,
     "anyecg-scores": 1,

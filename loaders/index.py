@@ -2,15 +2,16 @@
 
 import json
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document
+from anyecg.loaders.shard_file import opened
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,6 @@ class Index:
     folder: Path
     head: dict
     tables: dict = field(repr=False)
-    _pairs: dict = field(default_factory=dict, repr=False)
 
     @property
     def targets(self):
@@ -72,81 +72,143 @@ class Index:
         splits = np.asarray(self.tables["visit_split"])[self.tables["window_visit"]]
         return np.flatnonzero(splits == SPLITS.index(split))
 
-    def pairs_of(self, split, horizon_min):
-        """Return the numbers of a split's pairs with that horizon, int64, ascending."""
+    def _counts(self, split, horizon_min):
+        """Return how many pairs of a split and horizon each shard holds, and how many pairs at all."""
         if split not in SPLITS or horizon_min not in HORIZON_BIT:
             raise ValueError(
                 f"split {split!r}, horizon {horizon_min!r}; wanted one of {SPLITS} and {list(HORIZON_BIT)}"
             )
-        key = (split, horizon_min)
-        if key not in self._pairs:
-            visit = np.asarray(self.tables["window_visit"])[self.tables["pair_window"]]
-            inside = np.asarray(self.tables["visit_split"])[visit] == SPLITS.index(split)
-            inside &= (np.asarray(self.tables["pair_horizons"]) & HORIZON_BIT[horizon_min]) > 0
-            self._pairs[key] = np.flatnonzero(inside)
-        return self._pairs[key]
+        column = list(HORIZON_BIT).index(horizon_min)
+        shards = self.head["shards"]
+        counts = [shard["horizons"][column] if shard["split"] == split else 0 for shard in shards]
+        return np.array(counts, np.int64), np.array([shard["lengths"]["pairs"] for shard in shards], np.int64)
+
+    def n_pairs(self, split, horizon_min):
+        """Return how many pairs a split and horizon have."""
+        return int(self._counts(split, horizon_min)[0].sum())
+
+    def pairs_at(self, split, horizon_min, positions):
+        """Return the numbers of the pairs at some positions among a split's pairs with that horizon.
+
+        Parameters
+        ----------
+        positions : int64 array
+            Each in 0 .. n_pairs - 1, in any order.
+
+        Returns
+        -------
+        int64 array, shape of ``positions``
+            Found in time and memory of the shards that the positions lie in: no list of all pairs is made.
+        """
+        positions = np.asarray(positions, np.int64)
+        wanted_S, all_S = self._counts(split, horizon_min)
+        stop_S, first_pair_S = np.cumsum(wanted_S), np.cumsum(all_S) - all_S
+        shard = np.searchsorted(stop_S, positions, side="right")
+        numbers = positions - (stop_S - wanted_S)[shard] + first_pair_S[shard]
+        for some in np.unique(shard[wanted_S[shard] < all_S[shard]]):
+            here = shard == some
+            first = first_pair_S[some]
+            bits = np.asarray(self.tables["pair_horizons"][first : first + all_S[some]])
+            numbers[here] = first + np.flatnonzero(bits & HORIZON_BIT[horizon_min])[numbers[here] - first]
+        return numbers
+
+    def pairs_of(self, split, horizon_min):
+        """Return the numbers of a split's pairs with that horizon, int64, ascending."""
+        return self.pairs_at(split, horizon_min, np.arange(self.n_pairs(split, horizon_min)))
 
 
-def _joined(folder, described):
-    """Return the tables of all shards joined, with global row numbers."""
-    parts: dict = {name: [] for name in TABLES}
-    chunks = []
-    base = {"windows": 0, "draws": 0, "visits": 0, "pairs": 0}
-    for number, shard in enumerate(described):
-        with h5py.File(folder / shard["name"], "r") as file:
-            for name, (source, dtype, rows_of) in TABLES.items():
-                parts[name].append((file[source][...] + (base[rows_of] if rows_of else 0)).astype(dtype))
-        chunks += [(number, base["windows"] + first, *rest) for first, *rest in shard["chunks"]]
-        for what, n in shard["lengths"].items():
-            base[what] += n
-    tables = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    tables["chunks"] = np.array(chunks, np.int64).reshape(-1, len(CHUNK_COLUMNS))
-    return tables
+def _write_tables(folder, described, n_targets):
+    """Join the tables of all shards, one shard after the other, row numbers made global; return each table's shape."""
+    n_rows = {what: sum(shard["lengths"][what] for shard in described) for what in described[0]["lengths"]}
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (n_rows[source.split("/")[0]],) for name, (source, *_) in TABLES.items()
+    }
+    shapes["draw_labels"] += (n_targets,)
+    shapes["chunks"] = (sum(len(shard["chunks"]) for shard in described), len(CHUNK_COLUMNS))
+    base = dict.fromkeys(n_rows, 0)
+    with ExitStack() as stack:
+        files = {}
+        for name, shape in shapes.items():
+            temporary = stack.enter_context(replacing(table_path(folder, name)))
+            files[name] = stack.enter_context(temporary.open("wb"))
+            head = {"descr": np.dtype(_dtype(name)).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(files[name], head)
+        for number, shard in enumerate(described):
+            with opened(folder / shard["name"]) as (file, _):
+                for name, (source, dtype, rows_of) in TABLES.items():
+                    rows = file[source][...] + (base[rows_of] if rows_of else 0)
+                    files[name].write(rows.astype(dtype).tobytes())
+            chunks = [(number, base["windows"] + first, *rest) for first, *rest in shard["chunks"]]
+            files["chunks"].write(np.array(chunks, np.int64).tobytes())
+            for what in base:
+                base[what] += shard["lengths"][what]
+    return shapes
+
+
+def table_path(folder, name):
+    """Return the file of a table of the index."""
+    return Path(folder) / f"index-{name}.npy"
+
+
+def _dtype(name):
+    return np.int64 if name == "chunks" else TABLES[name][1]
+
+
+def count_overlapping(folder):
+    """Return how many patients of an index stand in more than one split."""
+    patient, split = (np.load(table_path(folder, f"visit_{name}"), allow_pickle=False) for name in ("patient", "split"))
+    pairs = np.unique(np.stack([patient.view(np.int64), split]), axis=1)
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
 
 
 def write_index(folder, described, head, *, may_overlap=False):
-    """Write the tables of all shards, then ``index.json``.
+    """Write the tables of all shards, then ``index.json``; the memory taken is that of one shard's tables.
 
     Parameters
     ----------
     described : list of dict
-        What ``shards.describe_shard`` found in each shard, in order.
+        What ``describe_shard`` found in each shard, in order.
     head : dict
-        What the windows mean (targets, preset, rate) and what was dropped.
+        What was counted and from which cohort.
 
     Raises
     ------
     ShardError
-        A patient stands in two splits, unless ``may_overlap`` (split by visit).
+        A patient stands in two splits, unless ``may_overlap`` (split by visit); shards of unlike meaning.
     """
     folder = Path(folder)
-    tables = _joined(folder, described)
-    patient_split = np.unique(np.stack([tables["visit_patient"].view(np.int64), tables["visit_split"]]), axis=1)
-    patients, n_splits = np.unique(patient_split[0], return_counts=True)
-    n_overlapping = int((n_splits > 1).sum())
+    meaning = described[0]["attributes"]
+    for shard in described:
+        if shard["attributes"] != meaning:
+            raise ShardError(
+                f"{folder / shard['name']}: another preset, rate or target table than {described[0]['name']}"
+            )
+    shapes = _write_tables(folder, described, len(json.loads(meaning["targets"])))
+    n_overlapping = count_overlapping(folder)
     if n_overlapping and not may_overlap:
         raise ShardError(f"{n_overlapping} patients stand in two splits; split by patient, then run 'anyecg run' again")
     if n_overlapping:
-        log.warning("patients_in_two_splits=%d of=%d: split by visit", n_overlapping, len(patients))
-    hashes = {}
-    for name, table in tables.items():
-        path = folder / f"index-{name}.npy"
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, table, allow_pickle=False)
-        hashes[name] = {"sha256": file_hash(path), "n_bytes": path.stat().st_size, "shape": table.shape}
-    keys = ("name", "sha256", "n_bytes", "split", "lengths")
+        log.warning("patients_in_two_splits=%d: split by visit", n_overlapping)
+    hashes = {
+        name: {"sha256": file_hash(path), "n_bytes": path.stat().st_size, "shape": shape}
+        for name, shape in shapes.items()
+        if (path := table_path(folder, name))
+    }
+    keys = ("name", "sha256", "n_bytes", "split", "lengths", "horizons")
     shards = [{key: shard[key] for key in keys} for shard in described]
     document = {
+        **{key: value for key, value in meaning.items() if key not in ("format", "version")},
         **head,
         "patients_in_two_splits": n_overlapping,
         "shards": shards,
         "tables": hashes,
-        "hash": digest([head["preset_hash"], head["target_hash"], hashes, [shard["sha256"] for shard in shards]]),
+        "hash": digest([meaning["preset_hash"], meaning["target_hash"], hashes, [shard["sha256"] for shard in shards]]),
     }
     write_document(folder / "index.json", "anyecg-index", document)
 
 
-def _read_head(folder):
+def read_head(folder):
+    """Read ``index.json``."""
     return read_document(
         Path(folder) / "index.json", "anyecg-index", error=ShardError,
         missing=f"{folder} has no index: sharding did not finish. "
@@ -167,15 +229,15 @@ def open_index(folder):
         No index (sharding did not finish), another version, or a table that is missing or of a wrong shape.
     """
     folder = Path(folder)
-    head = _read_head(folder)
+    head = read_head(folder)
     tables = {}
     for name in (*TABLES, "chunks"):
-        path = folder / f"index-{name}.npy"
+        path = table_path(folder, name)
         try:
             tables[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as cause:
             raise ShardError(f"{path}: missing or damaged ({cause}); run 'anyecg shard' again") from None
-        wanted = np.int64 if name == "chunks" else TABLES[name][1]
+        wanted = _dtype(name)
         shape = head["tables"][name]["shape"]
         if tables[name].dtype != wanted or list(tables[name].shape) != shape:
             raise ShardError(
@@ -187,7 +249,7 @@ def open_index(folder):
 
 def lost_files(folder):
     """Return the files of a complete folder that are gone or of another size, by name; contents are not read."""
-    head = _read_head(folder)
+    head = read_head(folder)
     wanted = {shard["name"]: shard["n_bytes"] for shard in head["shards"]}
     wanted |= {f"index-{name}.npy": table["n_bytes"] for name, table in head["tables"].items()}
     return [
@@ -195,24 +257,3 @@ def lost_files(folder):
         for name, n_bytes in wanted.items()
         if not (path := Path(folder) / name).is_file() or path.stat().st_size != n_bytes
     ]
-
-
-def verify(folder):
-    """Compare every shard and table of a folder with the hashes in its index.
-
-    Returns
-    -------
-    list of str
-        One line for each file that is missing or not the one written; empty when all is well.
-    """
-    head = _read_head(folder)
-    wanted = {shard["name"]: shard["sha256"] for shard in head["shards"]}
-    wanted |= {f"index-{name}.npy": table["sha256"] for name, table in head["tables"].items()}
-    wrong = []
-    for name, sha256 in wanted.items():
-        path = Path(folder) / name
-        if not path.is_file():
-            wrong.append(f"{path}: missing; run 'anyecg shard' again")
-        elif file_hash(path) != sha256:
-            wrong.append(f"{path}: changed since it was written; remove it and run 'anyecg shard' again")
-    return wrong

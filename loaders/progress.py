@@ -4,11 +4,13 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
+_TAG = 4711
 
 
 def on_terminal():
@@ -54,3 +56,60 @@ class Progress:
         self._line()
         if self.bar is not None:
             self.bar.close()
+
+
+class SharedProgress:
+    """Progress of all ranks of a job together, shown by rank 0, with counts of what was found on the way.
+
+    Every rank calls ``advance`` as often as it likes and ``finish`` once; nobody waits for anybody before that.
+
+    Parameters
+    ----------
+    comm : MPI communicator
+    describe : function of (counts, seconds) to str
+        What to say beside the bar.
+    """
+
+    def __init__(self, what, total, unit, comm, describe):
+        self._comm, self._describe = comm, describe
+        self._shown = Progress(what, total, unit, shown=comm.rank == 0)
+        self._counts: Counter = Counter()
+        self._unsent = 0
+        self._unsent_counts: Counter = Counter()
+        self._sent = time.monotonic()
+        self._requests: list = []
+        self._n_finished = 0
+
+    def advance(self, n, counts):
+        """Add ``n`` finished things and add to the counts."""
+        self._unsent += n
+        self._unsent_counts.update(counts)
+        if self._comm.rank == 0 or time.monotonic() - self._sent > 1.0:
+            self._send(False)
+
+    def _send(self, is_last):
+        update = (self._unsent, dict(self._unsent_counts), is_last)
+        self._unsent, self._unsent_counts, self._sent = 0, Counter(), time.monotonic()
+        if self._comm.rank == 0:
+            self._take(update)
+            while self._n_finished < self._comm.size - 1 and self._comm.iprobe(tag=_TAG):
+                self._take(self._comm.recv(tag=_TAG))
+        else:
+            self._requests = [request for request in self._requests if not request.test()[0]]
+            self._requests.append(self._comm.isend(update, 0, tag=_TAG))
+
+    def _take(self, update):
+        n, counts, is_last = update
+        self._counts.update(counts)
+        self._n_finished += is_last
+        self._shown.advance(n, self._describe(self._counts, time.monotonic() - self._shown.start))
+
+    def finish(self):
+        """Send what is left; rank 0 shows the others' progress until all have finished."""
+        self._send(self._comm.rank != 0)
+        for request in self._requests:
+            request.wait()
+        while self._comm.rank == 0 and self._n_finished < self._comm.size - 1:
+            time.sleep(0.05)
+            self._send(False)
+        self._shown.__exit__()

@@ -1,53 +1,28 @@
 """Write shards: windows, draws and pairs of whole visits in one HDF5 file each, by MPI ranks, restartable."""
 
 import csv
-import json
 import logging
-import zlib
-from collections import Counter
+from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 import polars as pl
 from pydantic import Field
 
-from anyecg.kernels.prepare import preset_hash
-from anyecg.kernels.segment import DROPPED, FLAG_NAMES
-from anyecg.loaders.cohort import SPLITS
-from anyecg.loaders.errors import AnyECGError, RecordError, ShardError
-from anyecg.loaders.files import FORMATS, check_format, code_version, digest, file_hash, replacing, write_quarantine
-from anyecg.loaders.index import HORIZON_BIT, write_index
-from anyecg.loaders.pairs import pair_windows
-from anyecg.loaders.progress import Progress
+from anyecg.loaders.collect import Collector
+from anyecg.loaders.errors import AnyECGError, ShardError
+from anyecg.loaders.files import code_version, digest, replacing, write_quarantine
+from anyecg.loaders.index import write_index
+from anyecg.loaders.plan import deal, plan_shards
+from anyecg.loaders.progress import SharedProgress
 from anyecg.loaders.ranks import share_error
-from anyecg.loaders.records import open_record
 from anyecg.loaders.settings import Section
-from anyecg.loaders.windows import SECONDS, drop_reasons, find_windows, store_windows
+from anyecg.loaders.shard_file import ShardWriter, describe_shard, load_filter, shard_attributes
+from anyecg.loaders.windows import SECONDS
 
 log = logging.getLogger(__name__)
-CHUNK_WINDOWS = 64
-ALL_HORIZONS = 0b111
-SETS = {
-    "windows/scale": np.float32,
-    "windows/visit": np.int32,
-    "windows/start": np.int64,
-    "windows/flags": np.uint8,
-    "draws/labels": np.int8,
-    "draws/values": np.float32,
-    "draws/time": np.int64,
-    "draws/visit": np.int32,
-    "pairs/window": np.int32,
-    "pairs/draw": np.int32,
-    "pairs/offset": np.float32,
-    "pairs/horizons": np.uint8,
-    "visits/patient": np.uint64,
-    "visits/visit": np.uint64,
-    "visits/split": np.int8,
-    "visits/age": np.float32,
-    "visits/sex": np.int8,
-}
 
 
 class ShardConfig(Section):
@@ -67,266 +42,11 @@ class ShardConfig(Section):
     windows_per_draw: int = Field(200, ge=1, description="windows sampled per draw and horizon, at most")
     before_only: bool = Field(False, description="take only windows that end before the draw")
     windows_per_shard: int = Field(50_000, ge=1, description="about how many windows a shard holds (10 kB each)")
+    filter: Literal["none", "bitshuffle-lz4"] = Field(
+        "none", description="none, or bitshuffle-lz4: smaller files, read by HDF5 with the package hdf5plugin only"
+    )
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more than this share of records is bad")
     ranks: int = Field(2, ge=1, description="MPI ranks that shard, started on this machine")
-
-
-def plan(cohort, config):
-    """Return the visit rows of each shard, by split and pseudonymous key: a function of cohort and config alone."""
-    seconds = np.zeros(cohort.visits.height)
-    lengths = (cohort.records["n_samples"] / cohort.records["fs"]).to_numpy()
-    np.add.at(seconds, cohort.records["visit_row"].to_numpy(), lengths)
-    keys, splits = cohort.visits["visit"].to_numpy(), cohort.visits["split"].to_numpy()
-    shards = []
-    for split in range(len(SPLITS)):
-        rows = np.flatnonzero(splits == split)
-        if not len(rows):
-            continue
-        rows = rows[np.argsort(keys[rows], kind="stable")]
-        n_before = np.concatenate([[0], np.cumsum(seconds[rows] // SECONDS)[:-1]])
-        shard_of = n_before // config.windows_per_shard
-        shards += [rows[shard_of == number] for number in np.unique(shard_of)]
-    return shards
-
-
-def _read_visit(records, cohort, config, reach, counts, quarantine):
-    """Return [(FoundWindows, start in us)] of the readable records of a visit that come near a draw."""
-    found = []
-    for path, fs, start, n_samples in records.select("path", "fs", "start", "n_samples").iter_rows():
-        counts["records"] += 1
-        if reach is not None and not any(
-            start < last and start + n_samples / fs * 1e6 > first for first, last in reach
-        ):
-            counts["records dropped: near no draw"] += 1
-            continue
-        try:
-            record = open_record(cohort.root / path, lead=config.lead or None, root=cohort.root)
-            windows = find_windows(record, pad_short=config.pad_short)
-        except RecordError as cause:
-            counts["records dropped: unreadable"] += 1
-            quarantine.append((path, f"unreadable: {cause}"))
-            continue
-        counts["windows cut"] += len(windows.flags_W)
-        counts.update(drop_reasons(windows.flags_W))
-        if not ((windows.flags_W & DROPPED) == 0).any():
-            reason = "every window dropped" if len(windows.flags_W) else "shorter than a window"
-            counts[f"records dropped: {reason}"] += 1
-            quarantine.append((path, reason))
-            continue
-        found.append((path, windows, start))
-    return found
-
-
-def _pair_visit(start_W, time_D, key, split, cohort, config, seed):
-    """Return (window, draw, horizon bits) of a visit's good windows."""
-    if cohort.pairing == "all":
-        window, draw = np.nonzero(np.ones((len(start_W), len(time_D)), bool))
-        return window, draw, np.full(len(window), ALL_HORIZONS, np.uint8)
-    horizons = (config.train_horizon_min,) if split == 0 else tuple(HORIZON_BIT)
-    return pair_windows(
-        start_W, time_D, key, seed=seed, before_only=config.before_only, cap=config.windows_per_draw, horizons=horizons
-    )  # fmt: skip
-
-
-def _collect_visit(visit, records, time_D, cohort, config, seed, counts, quarantine):
-    """Return a visit's stored windows (signal, scale, start, flags) and its pairs, rows counting within the visit."""
-    reach = None
-    if cohort.pairing == "horizon":
-        half = 60_000_000 * (config.train_horizon_min if visit["split"] == 0 else max(HORIZON_BIT))
-        reach = [(time - half, time if config.before_only else time + half) for time in time_D.tolist()]
-    found = _read_visit(records, cohort, config, reach, counts, quarantine)
-    starts = [start + np.round(windows.start_W / windows.fs * 1e6).astype(np.int64) for _, windows, start in found]
-    good = [(windows.flags_W & DROPPED) == 0 for _, windows, _ in found]
-    start_W = np.concatenate([np.empty(0, np.int64), *(s[g] for s, g in zip(starts, good, strict=True))])
-    window, draw, bits = _pair_visit(start_W, time_D, visit["visit"], visit["split"], cohort, config, seed)
-    paired_W = np.bincount(window, minlength=len(start_W)) > 0
-    counts["windows dropped: in no draw's horizon or sample"] += int((~paired_W).sum())
-    stored, first, lost = [], 0, np.zeros(len(start_W), bool)
-    for (path, windows, _), start, good_W in zip(found, starts, good, strict=True):
-        here = slice(first, first + int(good_W.sum()))
-        first = here.stop
-        chosen_W = good_W.copy()
-        chosen_W[good_W] = paired_W[here]
-        try:
-            signal_WT, scale_W = store_windows(windows, chosen_W, fs=config.fs, preset=config.preset)
-        except RecordError as cause:
-            counts["records dropped: unreadable"] += 1
-            counts["windows dropped: unreadable"] += int(chosen_W.sum())
-            quarantine.append((path, f"unreadable: {cause}"))
-            lost[here] = True
-            continue
-        counts["records kept" if chosen_W.any() else "records dropped: no window sampled"] += 1
-        stored.append((signal_WT, scale_W, start[chosen_W], windows.flags_W[chosen_W]))
-    kept_W = paired_W & ~lost
-    counts["windows kept"] += int(kept_W.sum())
-    row_of = np.cumsum(kept_W) - 1
-    pairs = kept_W[window]
-    return stored, (row_of[window[pairs]], draw[pairs], bits[pairs])
-
-
-def _collect(cohort, rows, config, seed):
-    """Return the sets of one shard, its counts and its quarantine rows."""
-    visits = cohort.visits[rows]
-    of_shard = pl.col("visit_row").is_in(rows.tolist())
-    by_visit = cohort.records.filter(of_shard).partition_by("visit_row", as_dict=True)
-    draws = cohort.draws.filter(of_shard)
-    local = {int(row): number for number, row in enumerate(rows)}
-    draw_visit = draws["visit_row"].replace_strict(local, return_dtype=pl.Int32).to_numpy()
-    order = np.lexsort([draws["time"].to_numpy(), draw_visit])
-    draws, draw_visit = draws[order], draw_visit[order]
-    counts: Counter = Counter({"records kept": 0, "windows cut": 0, "windows kept": 0})
-    quarantine: list[tuple[str, str]] = []
-    n_samples = SECONDS * config.fs
-    parts = [(np.empty((0, n_samples), np.int16), *(np.empty(0) for _ in range(3)))]
-    window_visit, pairs = [np.empty(0, np.int32)], [tuple(np.empty(0, np.int64) for _ in range(3))]
-    n_windows = 0
-    for number, row in enumerate(rows):
-        mine = np.flatnonzero(draw_visit == number)
-        stored, (window, draw, bits) = _collect_visit(
-            visits.row(number, named=True), by_visit[(row,)], draws["time"].to_numpy()[mine], cohort, config, seed,
-            counts, quarantine,
-        )  # fmt: skip
-        n_stored = sum(len(part[1]) for part in stored)
-        parts += stored
-        window_visit.append(np.full(n_stored, number, np.int32))
-        pairs.append((n_windows + window, mine[draw], bits))
-        n_windows += n_stored
-    signal, scale, start, flags = (np.concatenate(column) for column in zip(*parts, strict=True))
-    window, draw, bits = (np.concatenate(column).astype(np.int64) for column in zip(*pairs, strict=True))
-    start, time = start.astype(np.int64), draws["time"].to_numpy()
-    for flag, what in FLAG_NAMES.items():
-        n_flagged = int(((flags.astype(np.uint8) & flag) > 0).sum())
-        if n_flagged:
-            counts[f"windows kept but flagged: {what}"] = n_flagged
-    values = draws.select(f"value:{component}" for component in cohort.components).to_numpy()
-    sets = {
-        "windows/signal": signal[:, None, :],
-        "windows/scale": scale, "windows/visit": np.concatenate(window_visit), "windows/start": start,
-        "windows/flags": flags,
-        "draws/labels": draws.select(cohort.targets).to_numpy().reshape(-1, len(cohort.targets)),
-        "draws/values": values.reshape(draws.height, len(cohort.components)), "draws/time": time,
-        "draws/visit": draw_visit,
-        "pairs/window": window, "pairs/draw": draw, "pairs/offset": (start[window] - time[draw]) / 1e6,
-        "pairs/horizons": bits,
-        **{f"visits/{name}": visits[name].to_numpy() for name in ("patient", "visit", "split", "age", "sex")},
-    }  # fmt: skip
-    sets = {name: values.astype(SETS.get(name, np.int16), copy=False) for name, values in sets.items()}
-    counts.update({name: len(sets[f"{name}/visit"]) for name in ("windows", "draws", "visits")})
-    counts["pairs"] = len(window)
-    return sets, +counts, quarantine
-
-
-def shard_attributes(cohort, config, split, plan_hash):
-    """Return the attributes of a shard: what it means, never where or by whom it was made."""
-    return {
-        "format": "anyecg-shard",
-        "version": FORMATS["anyecg-shard"],
-        "code_version": code_version(),
-        "fs": config.fs,
-        "samples": SECONDS * config.fs,
-        "leads": json.dumps([config.lead or "first"]),
-        "preset": config.preset,
-        "preset_hash": preset_hash(config.preset, config.fs),
-        "targets": json.dumps(cohort.targets),
-        "target_hash": digest([cohort.targets, cohort.definition]),
-        "components": json.dumps(cohort.components),
-        "split": SPLITS[split],
-        "plan_hash": plan_hash,
-    }
-
-
-def _write_shard(path, sets, attributes, counts):
-    """Write a shard, read it back whole, and describe it for the index."""
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-            file.attrs.update(attributes)
-            file.attrs["counts"] = json.dumps(counts, sort_keys=True)
-            for name, values in sorted(sets.items()):
-                n_rows = CHUNK_WINDOWS if name == "windows/signal" else 16_384
-                file.create_dataset(
-                    name, data=values, maxshape=(None,) * values.ndim, fletcher32=True,
-                    chunks=(n_rows, *(max(1, n) for n in values.shape[1:])),
-                )  # fmt: skip
-        described = describe_shard(temporary)
-    return {**described, "name": path.name}
-
-
-def describe_shard(path):
-    """Read a whole shard, every checksum verified, and describe it for the index.
-
-    Raises
-    ------
-    ShardError
-        Damaged, another version, a set that is missing, an external link or storage, an unknown filter.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-            check_format(path, "anyecg-shard", attributes.get("format"), int(attributes.get("version", -1)), ShardError)
-            lengths = {name: _check_set(file, name, path) for name in (*SETS, "windows/signal")}
-            signal = file["windows/signal"]
-            chunks = []
-            for number in range(signal.id.get_num_chunks()):
-                info = signal.id.get_chunk_info(number)
-                stored = signal.id.read_direct_chunk(info.chunk_offset)[1]
-                n_rows = min(CHUNK_WINDOWS, len(signal) - info.chunk_offset[0])
-                chunks.append((info.chunk_offset[0], n_rows, info.byte_offset, info.size, zlib.crc32(stored)))
-    except (OSError, KeyError, ValueError, RuntimeError) as cause:
-        raise ShardError(f"{path}: damaged ({cause}); remove it and run 'anyecg shard' again") from None
-    return {
-        "name": Path(path).name,
-        "sha256": file_hash(path),
-        "n_bytes": Path(path).stat().st_size,
-        "split": attributes["split"],
-        "plan_hash": attributes["plan_hash"],
-        "counts": json.loads(attributes["counts"]),
-        "chunks": sorted(chunks),
-        "lengths": {name: lengths[f"{name}/visit"] for name in ("windows", "draws", "visits")}
-        | {"pairs": lengths["pairs/window"]},
-    }
-
-
-def _check_set(file, name, path):
-    """Refuse a set that is not stored in the file itself as this code stores it; read it, return its length."""
-    group, leaf = name.split("/")
-    if not isinstance(file.get(group, getlink=True), h5py.HardLink) or leaf not in file[group]:
-        raise ShardError(f"{path}: {name} is missing or linked from elsewhere; make the shard again")
-    if not isinstance(file[group].get(leaf, getlink=True), h5py.HardLink):
-        raise ShardError(f"{path}: {name} is linked from elsewhere; refuse files from elsewhere")
-    dataset = file[name]
-    wanted = np.dtype(SETS.get(name, np.int16))
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise ShardError(f"{path}: {name} is not stored in the file itself; refuse files from elsewhere")
-    n_filters = dataset.id.get_create_plist().get_nfilters()
-    if dataset.dtype != wanted or not dataset.fletcher32 or n_filters != 1:
-        raise ShardError(f"{path}: {name} has type {dataset.dtype} or other filters; wanted {wanted} with Fletcher32")
-    dataset[...]
-    return len(dataset)
-
-
-def _make_shard(folder, number, rows, cohort, config, seed, plan_hash):
-    path = folder / f"shard-{number:05d}.h5"
-    if path.exists():
-        try:
-            kept = describe_shard(path)
-            if kept["plan_hash"] == plan_hash:
-                log.info("kept shard=%d", number)
-                return kept
-        except ShardError as cause:
-            log.warning("made again shard=%d reason=%s", number, cause)
-    sets, counts, quarantine = _collect(cohort, rows, config, seed)
-    split = int(cohort.visits["split"][int(rows[0])])
-    write_quarantine(folder / f"shard-{number:05d}.quarantine.csv", quarantine)
-    described = _write_shard(path, sets, shard_attributes(cohort, config, split, plan_hash), counts)
-    log.info("wrote shard=%d windows=%d", number, counts["windows"])
-    return described
-
-
-def _remove_leftovers(folder, n_shards):
-    """Remove temporaries of a killed run and shards beyond the plan; the run folder's lock keeps writers apart."""
-    stale = [path for path in folder.glob("shard-*") if int(path.name[6:11]) >= n_shards]
-    for path in [*folder.glob(".*.tmp"), *stale]:
-        path.unlink(missing_ok=True)
 
 
 def write_shards(folder, cohort, config, comm, *, seed, stage_hash):
@@ -341,39 +61,167 @@ def write_shards(folder, cohort, config, comm, *, seed, stage_hash):
         More than ``max_bad_fraction`` of the records are bad, or the disk refuses a write.
     """
     folder = Path(folder)
-    shards = plan(cohort, config)
-    if comm.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder, len(shards))
-        (folder / "index.json").unlink(missing_ok=True)
-    comm.barrier()
+    plans = plan_shards(cohort, windows_per_shard=config.windows_per_shard)
     plan_hash = digest([cohort.hash, config.identity("ranks", "max_bad_fraction"), seed, code_version()])
+    there = _together(comm, folder, lambda: _make_ready(folder, config, len(plans)) if comm.rank == 0 else None)
+    there = comm.bcast(there)
+    # Shards that are there are only read; dealt apart, so that what is left to make is spread evenly too.
+    kept = deal([plan for plan in plans if plan.number in there], comm.size)[comm.rank]
+    to_make = deal([plan for plan in plans if plan.number not in there], comm.size)[comm.rank]
+    shards = _Shards(folder, cohort, config, seed, plan_hash)
+    progress = SharedProgress(
+        "shard", sum(plan.n_windows for plan in plans), " windows", comm,
+        partial(_describe, 2 * SECONDS * config.fs),
+    )  # fmt: skip
     described, error = {}, None
-    with Progress("shard", len(shards), " shards", shown=comm.rank == 0) as progress:
-        try:
-            for number in range(comm.rank, len(shards), comm.size):
-                described[number] = _make_shard(folder, number, shards[number], cohort, config, seed, plan_hash)
-                # Other ranks go at about the same pace; the bar ends exact because the last step is counted below.
-                progress.advance(min(comm.size, len(shards) - progress.done))
-        except AnyECGError as cause:
-            error = cause
-        except OSError as cause:
-            error = ShardError(f"{folder}: {cause}; free space or mend the disk, then run again")
-        share_error(comm, error)
-    gathered = comm.gather(described)
-    error = None
-    if comm.rank == 0:
-        try:
-            _finish(folder, cohort, config, {n: d for part in gathered for n, d in part.items()}, stage_hash)
-        except AnyECGError as cause:
-            error = cause
-        except OSError as cause:
-            error = ShardError(f"{folder}: {cause}; free space or mend the disk, then run again")
+    try:
+        for plan in (*kept, *to_make):
+            described[plan.number] = shards.keep_or_make(plan, progress)
+    except AnyECGError as cause:
+        error = cause
+    except OSError as cause:
+        error = _disk_error(folder, cause)
+    progress.finish()
     share_error(comm, error)
+    gathered = comm.gather(described)
+
+    def finish():
+        if comm.rank == 0:
+            _finish(folder, cohort, config, {n: d for part in gathered for n, d in part.items()}, stage_hash)
+
+    _together(comm, folder, finish)
+
+
+def _together(comm, folder, work):
+    """Do ``work`` on each rank and return what it gives; where one rank fails, all raise its error."""
+    result, error = None, None
+    try:
+        result = work()
+    except AnyECGError as cause:
+        error = cause
+    except OSError as cause:
+        error = _disk_error(folder, cause)
+    share_error(comm, error)
+    return result
+
+
+def _disk_error(folder, cause):
+    return ShardError(f"{folder}: {cause}; free space or mend the disk, then run again")
+
+
+def _make_ready(folder, config, n_shards):
+    """Remove what a killed run left and shards beyond the plan; return the numbers of the shards that are there.
+
+    The run folder's lock keeps a second writer out.
+    """
+    load_filter(config.filter, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.json").unlink(missing_ok=True)
+    stale = [path for path in folder.glob("shard-*") if int(path.name[6:11]) >= n_shards]
+    for path in [*folder.glob(".*.tmp"), *stale]:
+        path.unlink(missing_ok=True)
+    return {int(path.stem[6:]) for path in folder.glob("shard-*.h5")}
+
+
+def _describe(window_bytes, counts, seconds):
+    """Say the rates and the drops beside the progress."""
+    rate = counts["windows kept"] / max(seconds, 1e-9)
+    drops = [f"{what.split(' dropped: ')[1]} {n}" for what, n in counts.items() if " dropped: " in what and n]
+    return f"kept_per_s={rate:.0f} MB_per_s={rate * window_bytes / 1e6:.1f} dropped: {', '.join(drops) or 'none'}"
+
+
+class _Shards:
+    """What every shard of this run has in common, and how one is made."""
+
+    def __init__(self, folder, cohort, config, seed, plan_hash):
+        self._folder, self._cohort, self._config = folder, cohort, config
+        self._seed, self._plan_hash = seed, plan_hash
+
+    def keep_or_make(self, plan, progress):
+        """Describe a shard for the index: the one that is there, if it is whole and of this plan, else a new one."""
+        path = self._folder / f"shard-{plan.number:05d}.h5"
+        quarantine = path.with_suffix(".quarantine.csv")
+        if path.exists() and quarantine.exists():
+            try:
+                kept = describe_shard(path)
+                if kept["plan_hash"] == self._plan_hash:
+                    log.info("kept shard=%d", plan.number)
+                    progress.advance(plan.n_windows, {})
+                    return kept
+            except ShardError as cause:
+                log.warning("made again shard=%d reason=%s", plan.number, cause)
+        with replacing(path) as temporary:
+            write_quarantine(quarantine, self._write(temporary, plan, progress))
+            described = {**describe_shard(temporary), "name": path.name}
+        log.info("wrote shard=%d windows=%d", plan.number, described["lengths"]["windows"])
+        return described
+
+    def _write(self, path, plan, progress):
+        """Write one shard; return its quarantine rows."""
+        visits = self._cohort.visits[plan.rows_V]
+        of_shard = pl.col("visit_row").is_in(plan.rows_V.tolist())
+        records = self._cohort.records.filter(of_shard).partition_by("visit_row", as_dict=True)
+        draws, visit_D = _draws_in_order(self._cohort.draws.filter(of_shard), plan.rows_V)
+        time_D = draws["time"].to_numpy()
+        first_draw = np.searchsorted(visit_D, np.arange(len(plan.rows_V) + 1))
+        collector = Collector(self._cohort, self._config, self._seed)
+        counts: Counter = Counter({"records kept": 0, "windows cut": 0, "windows kept": 0})
+        parts: dict[str, list] = defaultdict(list)
+        attributes = shard_attributes(self._cohort, self._config, plan.split, self._plan_hash)
+        with ShardWriter(path, attributes) as writer:
+            for number, row in enumerate(plan.rows_V):
+                here = slice(first_draw[number], first_draw[number + 1])
+                rows, found = collector.visit(
+                    visits.row(number, named=True), records[(row,)], time_D[here], writer.append
+                )  # fmt: skip
+                for name, values in _rows_in_shard(rows, number, counts["windows kept"], here.start, time_D).items():
+                    parts[name].append(values)
+                counts.update(found)
+                progress.advance(int(plan.windows_V[number]), found)
+            sets = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+            sets |= _tables(self._cohort, visits, draws, visit_D)
+            lengths = {"windows": counts["windows kept"], "draws": draws.height, "visits": visits.height}
+            writer.finish(sets, +(counts + Counter(lengths) + Counter(pairs=len(sets["pairs/window"]))))
+        return collector.quarantine
+
+
+def _draws_in_order(draws, rows_V):
+    """Return the draws of a shard by visit and time, and the visit of each, counted within the shard."""
+    local = {int(row): number for number, row in enumerate(rows_V)}
+    visit_D = draws["visit_row"].replace_strict(local, return_dtype=pl.Int32).to_numpy()
+    order = np.lexsort([draws["time"].to_numpy(), visit_D])
+    return draws[order], visit_D[order]
+
+
+def _rows_in_shard(rows, visit, first_window, first_draw, time_D):
+    """Return the sets of one visit, its rows counted within the shard."""
+    draw = first_draw + rows.draw
+    return {
+        "windows/scale": rows.scale_W,
+        "windows/visit": np.full(len(rows.scale_W), visit),
+        "windows/start": rows.start_W,
+        "windows/flags": rows.flags_W,
+        "pairs/window": first_window + rows.window,
+        "pairs/draw": draw,
+        "pairs/offset": (rows.start_W[rows.window] - time_D[draw]) / 1e6,
+        "pairs/horizons": rows.horizons,
+    }
+
+
+def _tables(cohort, visits, draws, visit_D):
+    """Return the sets of a shard's draws and visits."""
+    values = draws.select(f"value:{component}" for component in cohort.components).to_numpy()
+    return {
+        "draws/labels": draws.select(cohort.targets).to_numpy().reshape(-1, len(cohort.targets)),
+        "draws/values": values.reshape(draws.height, len(cohort.components)),
+        "draws/time": draws["time"].to_numpy(),
+        "draws/visit": visit_D,
+        **{f"visits/{name}": visits[name].to_numpy() for name in ("patient", "visit", "split", "age", "sex")},
+    }
 
 
 def _finish(folder, cohort, config, described, stage_hash):
-    """Check the count of records, write the quarantine table and the index."""
+    """Check that nothing was lost, write the quarantine table and the index."""
     counts: Counter = Counter()
     lines = list(cohort.quarantine.iter_rows())
     for number in sorted(described):
@@ -394,7 +242,6 @@ def _finish(folder, cohort, config, described, stage_hash):
     lost = sum(n for what, n in counts.items() if what.startswith("windows dropped"))
     assert counts["windows cut"] == counts["windows kept"] + lost
     assert counts["windows kept"] == counts["windows"]
-    attributes = shard_attributes(cohort, config, 0, "")
-    del attributes["split"], attributes["plan_hash"], attributes["format"], attributes["version"]
-    head = {**attributes, "stage_hash": stage_hash, "cohort_hash": cohort.hash, "counts": dict(sorted(counts.items()))}
-    write_index(folder, [described[number] for number in sorted(described)], head, may_overlap=cohort.may_overlap)
+    in_order = [described[number] for number in sorted(described)]
+    head = {"stage_hash": stage_hash, "cohort_hash": cohort.hash, "counts": dict(sorted(counts.items()))}
+    write_index(folder, in_order, head, may_overlap=cohort.may_overlap)

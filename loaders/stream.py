@@ -17,13 +17,13 @@ __all__ = ["ChunkReader", "Index", "batch", "epoch_order", "n_batches", "open_in
 
 def n_batches(index, *, batch_size, split="train", horizon_min=60):
     """Return how many batches an epoch has; the last one may be smaller."""
-    return -(-len(index.pairs_of(split, horizon_min)) // batch_size)
+    return -(-index.n_pairs(split, horizon_min) // batch_size)
 
 
 def batch(index, number, *, seed, epoch, batch_size, split="train", horizon_min=60):
     """Return the pairs of one batch: a pure function of its arguments.
 
-    The order takes time and memory of the batch; the split's pair numbers are listed once an index (8 bytes each).
+    It takes time and memory of the batch and of the horizon bits of the shards it touches.
 
     Parameters
     ----------
@@ -39,17 +39,17 @@ def batch(index, number, *, seed, epoch, batch_size, split="train", horizon_min=
     int64 array, shape (batch_size,) or less
         Pair numbers, which count through the index in shard order.
     """
-    pairs = index.pairs_of(split, horizon_min)
-    first, last = number * batch_size, min((number + 1) * batch_size, len(pairs))
+    n_pairs = index.n_pairs(split, horizon_min)
+    first, last = number * batch_size, min((number + 1) * batch_size, n_pairs)
     if not 0 <= first < last:
-        raise ValueError(f"batch {number} of an epoch with {-(-len(pairs) // batch_size)} batches")
+        raise ValueError(f"batch {number} of an epoch with {-(-n_pairs // batch_size)} batches")
     key = int(digest([seed, epoch, split, horizon_min]), 16)
-    return pairs[permute(np.arange(first, last), len(pairs), key)]
+    return index.pairs_at(split, horizon_min, permute(np.arange(first, last), n_pairs, key))
 
 
 def epoch_order(index, *, seed, epoch, split="train", horizon_min=60):
     """Return an epoch's pair numbers in order, int64; each pair of the split and horizon exactly once."""
-    n_pairs = len(index.pairs_of(split, horizon_min))
+    n_pairs = index.n_pairs(split, horizon_min)
     if not n_pairs:
         return np.empty(0, np.int64)
     return batch(

@@ -197,7 +197,7 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     ModelError
         No training pairs, a damaged checkpoint, weights that do not fit, or a loss that is not finite.
     """
-    n_pairs = len(index.pairs_of("train", config.horizon_min))
+    n_pairs = index.n_pairs("train", config.horizon_min)
     if not n_pairs:
         raise ModelError(f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort]")
     folder = Path(folder) / stage_hash
