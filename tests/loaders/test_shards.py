@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import wfdb
+from mpi4py import MPI
 from scipy.signal import resample_poly
 
 from anyecg.kernels.segment import DROPPED, FLAT, HUGE, NONFINITE, PADDED
@@ -14,7 +15,8 @@ from anyecg.loaders.errors import RecordError, ShardError, UpgradeNeeded
 from anyecg.loaders.index import open_index
 from anyecg.loaders.records import Record, open_record
 from anyecg.loaders.shard_file import SETS, describe_shard
-from anyecg.loaders.shards import ShardConfig
+from anyecg.loaders.shards import ShardConfig, write_shards
+from anyecg.loaders.stream import ChunkReader
 from anyecg.loaders.verify import verify
 from anyecg.loaders.windows import drop_reasons, find_windows, store_windows
 
@@ -131,6 +133,18 @@ def test_a_restart_keeps_finished_shards_and_makes_the_lost_one_again(small_run,
     kept = {path.name for path in (run / "shards").glob("*.h5") if path.stat().st_mtime_ns == times[path.name]}
     assert kept == set(before) - {"shard-00001.h5"}
     assert not list((run / "shards").glob(".*.tmp"))
+
+
+def test_a_filter_makes_the_files_smaller_and_changes_no_window(small_run, small_index, tmp_path):
+    cohort = open_cohort(small_run / "cohort")
+    config = ShardConfig(pad_short=True, windows_per_shard=40, filter="bitshuffle-lz4")
+    write_shards(tmp_path, cohort, config, MPI.COMM_SELF, seed=3, stage_hash="")
+    packed = open_index(tmp_path)
+    rows = np.random.default_rng(6).permutation(len(packed.tables["window_scale"]))
+    np.testing.assert_array_equal(ChunkReader(packed).read(rows), ChunkReader(small_index).read(rows))
+    n_bytes = [sum(shard["n_bytes"] for shard in index.head["shards"]) for index in (packed, small_index)]
+    assert n_bytes[0] < 0.9 * n_bytes[1]
+    assert verify(tmp_path)[1] == []
 
 
 def test_verify_finds_every_flipped_bit(shards):
