@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,31 @@ def test_seed_and_epoch_change_the_order(small_index):
     assert (epoch_order(small_index, seed=5, epoch=2) == order).all()
     assert (epoch_order(small_index, seed=5, epoch=3) != order).any()
     assert (epoch_order(small_index, seed=6, epoch=2) != order).any()
+
+
+def test_pairs_are_found_by_their_place_without_a_list_of_all(small_index):
+    horizons = np.asarray(small_index.tables["pair_horizons"]).copy()
+    horizons[::3] &= 0b011
+    shards = [dict(shard) for shard in small_index.head["shards"]]
+    first = 0
+    for shard in shards:
+        bits = horizons[first : first + shard["lengths"]["pairs"]]
+        shard["horizons"] = [int((bits & bit > 0).sum()) for bit in (1, 2, 4)]
+        first += len(bits)
+    index = replace(
+        small_index,
+        head={**small_index.head, "shards": shards},
+        tables={**small_index.tables, "pair_horizons": horizons},
+    )
+    visit = np.asarray(index.tables["window_visit"])[index.tables["pair_window"]]
+    split_of_pair = np.asarray(index.tables["visit_split"])[visit]
+    for number, split in enumerate(("train", "val", "test")):
+        for bit, horizon_min in ((1, 60), (4, 15)):
+            wanted = np.flatnonzero((split_of_pair == number) & (horizons & bit > 0))
+            assert index.n_pairs(split, horizon_min) == len(wanted)
+            assert index.pairs_of(split, horizon_min).tolist() == wanted.tolist()
+            places = np.random.default_rng(number).permutation(len(wanted))[:20]
+            assert index.pairs_at(split, horizon_min, places).tolist() == wanted[places].tolist()
 
 
 def test_a_batch_beyond_the_epoch_is_refused(small_index):
