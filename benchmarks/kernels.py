@@ -17,7 +17,7 @@ from scipy.signal import butter, filtfilt, iirnotch, medfilt, resample_poly
 from anyecg.kernels.median import running_median
 from anyecg.kernels.prepare import prepare
 from anyecg.kernels.resample import resample
-from anyecg.kernels.segment import grid, quality, quantise
+from anyecg.kernels.segment import grid, quality_at, quantise
 from anyecg.loaders.records import open_record
 
 DEMO = Path(__file__).parent.parent / "app" / "demo" / "records"
@@ -208,7 +208,7 @@ def store_ours(counts, fs):
     """Do the same with our kernels."""
     signal = counts.astype(np.float32) * np.float32(0.001)
     starts = grid(len(signal), fs=fs)
-    flags_W = quality(np.stack([signal[s : s + int(10 * fs)] for s in starts]), fs=fs)
+    flags_W = quality_at(signal, starts, int(10 * fs), fs=fs)
     rate = resample(signal, fs_in=fs, fs_out=500)
     return flags_W, *quantise(rate[: len(starts) * 5000].reshape(-1, 5000))
 

@@ -82,24 +82,25 @@ def _sum_mirrored(in_NL, taps_K, newest, oldest, stride):
 
 
 @kernel
-def _resample(x_T, filter, n_together, flat_T, in_NL, out_NL, out_T):
-    """Fill ``out_T`` block by block; return whether all of ``x_T`` is finite.
+def _resample(x_T, filter, start, n_together, flat_T, in_NL, out_NL, out_T):
+    """Fill ``out_T`` block by block, from output ``start`` on; return whether all samples in reach are finite.
 
     A block is cut into 16 stretches of up to ``n_together`` periods, which lie side by side in the rows of ``in_NL``
     and ``out_NL``; outputs of one phase in 8 neighbouring periods are summed together.
     """
     taps_PK, newest_P, oldest_P, up, down, mirrored = filter
     stride = down * LANES
-    n_phases = min(up, len(out_T))
+    first_period, skipped = start // up, start % up
+    n_phases = min(up, skipped + len(out_T))
     before, after = oldest_P[0], newest_P[n_phases - 1]
-    n_periods = (len(out_T) + up - 1) // up
+    n_periods = (skipped + len(out_T) + up - 1) // up
     finite = True
     for period in range(0, n_periods, n_together * LANES):
         length = min(n_together, (n_periods - period + LANES - 1) // LANES)
         n_stretches = min(LANES, (n_periods - period + length - 1) // length)
         n_in, n_out = (length - 1) * down + after - before + 1, (length - 1) * up + n_phases
         stage_T = flat_T[: (n_stretches - 1) * length * down + n_in]
-        finite &= _stage(x_T, period * down + before, stage_T)
+        finite &= _stage(x_T, (first_period + period) * down + before, stage_T)
         for row in range(0, n_in, LANES):
             transpose(flat_T, row, length * down, in_NL, row * LANES, LANES)
         for begin in range(0, length, ROWS):
@@ -114,10 +115,11 @@ def _resample(x_T, filter, n_together, flat_T, in_NL, out_NL, out_T):
         # From the end backwards: what a tile writes past its stretch, the next stretch overwrites.
         for row in range((n_out - 1) // LANES * LANES, -1, -LANES):
             transpose(out_NL, row * LANES, LANES, flat_T, row, length * up)
-        first = period * up
-        block_T = out_T[first : first + n_stretches * length * up]
+        first = period * up - skipped
+        block_T = out_T[max(0, first) : first + n_stretches * length * up]
+        from_T = flat_T[max(0, -first) :]
         for i in range(len(block_T)):
-            block_T[i] = flat_T[i]
+            block_T[i] = from_T[i]
     return finite
 
 
@@ -137,6 +139,12 @@ def _ratio(fs_in, fs_out):
     if max(ratio.numerator, ratio.denominator) > MAX_FACTOR:
         raise ValueError(f"{fs_in} Hz to {fs_out} Hz needs factors above {MAX_FACTOR}; give rates with fewer digits")
     return ratio.numerator, ratio.denominator
+
+
+def resampled_length(n_samples, *, fs_in, fs_out):
+    """Return how many values ``resample`` makes of ``n_samples``."""
+    up, down = _ratio(fs_in, fs_out)
+    return -(-n_samples * up // down)
 
 
 @lru_cache(maxsize=32)
@@ -189,23 +197,42 @@ def resample(signal, *, fs_in, fs_out, quality="scipy"):
     Sums run in float64.
     """
     signal = np.asarray(signal)
+    out_T = np.empty(resampled_length(signal.size, fs_in=fs_in, fs_out=fs_out), np.float32)
+    resample_into(out_T, 0, signal, fs_in=fs_in, fs_out=fs_out, quality=quality)
+    return out_T
+
+
+def resample_into(out_T, start, signal, *, fs_in, fs_out, quality="scipy"):
+    """Fill ``out_T``, float32, with the values that ``resample`` gives from ``start`` on: the same bytes.
+
+    Only the part of the signal that they reach is read, and must be finite.
+    """
+    signal = np.asarray(signal)
     if signal.ndim != 1 or signal.dtype.kind not in "fiu":
         raise ValueError(f"signal must be numbers of shape (samples,); found {signal.dtype} {signal.shape}")
     if signal.dtype != np.int16:
         signal = signal.astype(np.float32, copy=False)
-    up, down = _ratio(fs_in, fs_out)
     if quality not in ("scipy", "high"):
         raise ValueError(f"quality must be 'scipy' or 'high'; found {quality!r}")
+    n_values = resampled_length(len(signal), fs_in=fs_in, fs_out=fs_out)
+    if not 0 <= start <= start + len(out_T) <= n_values:
+        raise ValueError(f"values {start} to {start + len(out_T)} asked for; {len(signal)} samples give {n_values}")
+    up, down = _ratio(fs_in, fs_out)
     if up == down:
-        return signal.astype(np.float32)
-    filter = _filter(up, down, quality)
-    out_T = np.empty(-(-len(signal) * up // down), np.float32)
-    n_periods = -(-len(out_T) // up)
+        out_T[:] = signal[start : start + len(out_T)]
+        finite = np.isfinite(out_T).all()
+    else:
+        finite = _fill(out_T, start, signal, _filter(up, down, quality))
+    if not finite:
+        raise ValueError("signal holds samples that are not finite; fill short gaps and split at long ones first")
+
+
+def _fill(out_T, start, signal, filter):
+    up, down = filter.up, filter.down
+    n_periods = -(-(start % up + len(out_T)) // up)
     n_together = min(max(1, _BLOCK_ROWS // (ROWS * max(up, down))) * ROWS, max(1, -(-n_periods // LANES)))
     n_rows = -(-n_together // ROWS) * ROWS + 1
     n_span = filter.newest_P[-1] - filter.oldest_P[0] + 2 * LANES
     flat_T = np.empty(LANES * n_together * max(up, down) + n_span, np.float32)
     in_NL, out_NL = _aligned(n_rows * down + n_span), _aligned(n_rows * up + LANES)
-    if not _resample(signal, filter, n_together, flat_T, in_NL, out_NL, out_T):
-        raise ValueError("signal holds samples that are not finite; fill short gaps and split at long ones first")
-    return out_T
+    return _resample(signal, filter, start, n_together, flat_T, in_NL, out_NL, out_T)
