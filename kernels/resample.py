@@ -12,9 +12,9 @@ from anyecg.kernels._rows import LANES, ROWS, add, fma, load, push_first, push_l
 
 MAX_FACTOR = 100_000
 
-# Rows of scratch that a block of a signal takes, about: it then stays in the second-level cache.
+# Rows of scratch that a block of a signal takes, about: small enough for the cache. No power of two, since stretches
+# of such a length would meet in few places of it.
 _BLOCK_ROWS = 1040
-# Attenuation of "high" in dB; rounding in float32 stays below it.
 _HIGH_DB = 120.0
 _INFINITE = np.int32(0x7F800000)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -82,13 +82,14 @@ def _sum_mirrored(in_NL, taps_K, newest, oldest, stride):
 
 
 @kernel
-def _resample(x_T, filter, start, n_together, flat_T, in_NL, out_NL, out_T):
+def _resample(x_T, fir, start, n_together, flat_T, in_NL, out_NL, out_T):
     """Fill ``out_T`` block by block, from output ``start`` on; return whether all samples in reach are finite.
 
     A block is cut into 16 stretches of up to ``n_together`` periods, which lie side by side in the rows of ``in_NL``
-    and ``out_NL``; outputs of one phase in 8 neighbouring periods are summed together.
+    and ``out_NL``; outputs of one phase in 8 neighbouring periods are summed together. Rows beyond a block hold
+    anything: what is made of them is not copied out.
     """
-    taps_PK, newest_P, oldest_P, up, down, mirrored = filter
+    taps_PK, newest_P, oldest_P, up, down, mirrored = fir
     stride = down * LANES
     first_period, skipped = start // up, start % up
     n_phases = min(up, skipped + len(out_T))
@@ -148,7 +149,7 @@ def resampled_length(n_samples, *, fs_in, fs_out):
 
 
 @lru_cache(maxsize=32)
-def _filter(up, down, quality):
+def _design(up, down, quality):
     rate = max(up, down)
     if quality == "scipy":
         half, cutoff, beta = 10 * rate, 1.0 / rate, 5.0
@@ -161,7 +162,7 @@ def _filter(up, down, quality):
     newest_P, phase_P = np.divmod(np.arange(up) * down + half, up)
     n_taps_P = -(-(len(taps) - phase_P) // up)
     taps = np.concatenate([taps, np.zeros(-len(taps) % up)]).reshape(-1, up).T[phase_P].astype(np.float32)
-    mirrored = up <= 2
+    mirrored = up <= 2  # each phase is then its own mirror image
     if mirrored:
         for p in range(up):
             taps[p, n_taps_P[p] // 2] *= 0.5 if n_taps_P[p] % 2 else 1.0  # the middle one meets its row twice
@@ -194,7 +195,7 @@ def resample(signal, *, fs_in, fs_out, quality="scipy"):
     Notes
     -----
     With "scipy" equal to ``scipy.signal.resample_poly`` (zeros beyond the edges) to 1e-5 of the largest sample.
-    Sums run in float64.
+    Sums run in float32, each product added with one rounding.
     """
     signal = np.asarray(signal)
     out_T = np.empty(resampled_length(signal.size, fs_in=fs_in, fs_out=fs_out), np.float32)
@@ -205,13 +206,17 @@ def resample(signal, *, fs_in, fs_out, quality="scipy"):
 def resample_into(out_T, start, signal, *, fs_in, fs_out, quality="scipy"):
     """Fill ``out_T``, float32, with the values that ``resample`` gives from ``start`` on: the same bytes.
 
-    Only the part of the signal that they reach is read, and must be finite.
+    Read, and checked, are the samples around these values, from the start of a period of the two rates on.
+
+    Raises
+    ------
+    ValueError
+        As ``resample``, or values beyond its last one.
     """
     signal = np.asarray(signal)
     if signal.ndim != 1 or signal.dtype.kind not in "fiu":
         raise ValueError(f"signal must be numbers of shape (samples,); found {signal.dtype} {signal.shape}")
-    if signal.dtype != np.int16:
-        signal = signal.astype(np.float32, copy=False)
+    signal = np.ascontiguousarray(signal, np.int16 if signal.dtype == np.int16 else np.float32)
     if quality not in ("scipy", "high"):
         raise ValueError(f"quality must be 'scipy' or 'high'; found {quality!r}")
     n_values = resampled_length(len(signal), fs_in=fs_in, fs_out=fs_out)
@@ -222,17 +227,19 @@ def resample_into(out_T, start, signal, *, fs_in, fs_out, quality="scipy"):
         out_T[:] = signal[start : start + len(out_T)]
         finite = np.isfinite(out_T).all()
     else:
-        finite = _fill(out_T, start, signal, _filter(up, down, quality))
+        finite = _fill(out_T, start, signal, _design(up, down, quality))
     if not finite:
         raise ValueError("signal holds samples that are not finite; fill short gaps and split at long ones first")
 
 
-def _fill(out_T, start, signal, filter):
-    up, down = filter.up, filter.down
+def _fill(out_T, start, signal, fir):
+    up, down = fir.up, fir.down
     n_periods = -(-(start % up + len(out_T)) // up)
-    n_together = min(max(1, _BLOCK_ROWS // (ROWS * max(up, down))) * ROWS, max(1, -(-n_periods // LANES)))
-    n_rows = -(-n_together // ROWS) * ROWS + 1
-    n_span = filter.newest_P[-1] - filter.oldest_P[0] + 2 * LANES
+    n_together = max(ROWS, _BLOCK_ROWS // max(up, down) // ROWS * ROWS)
+    n_together = min(n_together, max(1, -(-n_periods // LANES)))
+    n_span = fir.newest_P[-1] - fir.oldest_P[0] + 2 * LANES
     flat_T = np.empty(LANES * n_together * max(up, down) + n_span, np.float32)
+    # Sums take 8 periods at a time, and the next row before they know that it is not needed.
+    n_rows = -(-n_together // ROWS) * ROWS + 1
     in_NL, out_NL = _aligned(n_rows * down + n_span), _aligned(n_rows * up + LANES)
-    return _resample(signal, filter, start, n_together, flat_T, in_NL, out_NL, out_T)
+    return _resample(signal, fir, start, n_together, flat_T, in_NL, out_NL, out_T)
