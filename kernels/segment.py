@@ -36,6 +36,15 @@ def _turn(bits):
 
 
 @kernel
+def _largest(bits_T):
+    """Return the bits of the largest magnitude; not finite lies above all numbers."""
+    largest = np.int32(0)
+    for t in range(len(bits_T)):
+        largest = max(largest, bits_T[t] & _MAGNITUDE)
+    return largest
+
+
+@kernel
 def _blocks(key_T, step, key_TB, low_B, high_B):
     """Fill the smallest and the largest key of each block of ``step`` samples.
 
@@ -77,29 +86,32 @@ def _ranges(low_B, high_B, n_blocks, spread_B):
 @kernel
 def _has_beat(spread_B):
     """Tell whether an 80-ms range stands out: over 0.15 mV and 2.5 times the median of the window's."""
-    n_ranges = len(spread_B)
+    n_ranges, bits_B = len(spread_B), spread_B.view(np.int32)  # no range is negative
+    widest = _largest(bits_B)
     largest = 0.0
     for i in range(n_ranges):
-        largest = max(largest, spread_B[i])
+        if bits_B[i] == widest:
+            largest = np.float64(spread_B[i])
+            break
     if largest <= 0.15:
         return False
-    n_small = 0
+    n_small = np.int32(0)
     for i in range(n_ranges):
-        n_small += 2.5 * spread_B[i] < largest
+        n_small = np.int32(n_small + (2.5 * np.float64(spread_B[i]) < largest))
     # The median lies between the two middle ranges; only where they differ in this is it worth its price.
     if n_small > n_ranges // 2:
         return True
     if n_ranges - n_small > n_ranges // 2:
         return False
-    return largest > 2.5 * np.median(spread_B)
+    return largest > 2.5 * np.median(spread_B.astype(np.float64))
 
 
 @kernel
 def _is_clipped(key_T, low, high, run):
     """Tell whether ``run`` neighbours stay at the window's smallest or at its largest value."""
-    n_extreme = 0
+    n_extreme = np.int32(0)  # as wide as the keys, so that vectors count
     for t in range(len(key_T)):
-        n_extreme += (key_T[t] == low) | (key_T[t] == high)
+        n_extreme = np.int32(n_extreme + ((key_T[t] == low) | (key_T[t] == high)))
     if n_extreme < run:
         return False
     length = 1
@@ -123,7 +135,7 @@ def _quality(bits_T, start_W, n, fs, flags_W):
     key_T = padded_key_T[:n]
     key_TB = np.empty(((step + LANES - 1) // LANES * LANES, n_abreast), np.float32)
     low_B, high_B = np.empty(n_abreast + 3, np.int32), np.empty(n_abreast + 3, np.int32)
-    spread_B = np.empty(n_ranges)
+    spread_B = np.empty(n_ranges, np.float32)
     ends = np.empty(2, np.int32)
     ends_mv = ends.view(np.float32)
     for w in range(len(start_W)):
@@ -200,15 +212,6 @@ def quality_at(signal, start_W, n, *, fs):
             )
         _quality(signal.view(np.int32), start_W, n, float(fs), flags_W)
     return flags_W
-
-
-@kernel
-def _largest(bits_T):
-    """Return the bits of the largest magnitude; not finite lies above all numbers."""
-    largest = np.int32(0)
-    for t in range(len(bits_T)):
-        largest = max(largest, bits_T[t] & _MAGNITUDE)
-    return largest
 
 
 @kernel
