@@ -246,15 +246,15 @@ def fill_gaps(signal, *, fs):
 
     Returns
     -------
-    (float32 array, bool array)
-        The signal without the short gaps, a copy unless it has no gaps at all, and where it was filled.
+    (float32 array, int64 array)
+        The signal without the short gaps, a copy unless it has no gaps at all, and which samples were filled.
     """
     signal = np.ascontiguousarray(signal, np.float32)
-    was_filled = np.zeros(len(signal), bool)
-    if _largest(signal.view(np.int32)) >= _INFINITE:
-        signal = signal.copy()
-        _fill_gaps(signal, int(0.04 * fs + 1e-9), was_filled)
-    return signal, was_filled
+    if _largest(signal.view(np.int32)) < _INFINITE:
+        return signal, np.empty(0, np.int64)
+    signal, was_filled = signal.copy(), np.zeros(len(signal), bool)
+    _fill_gaps(signal, int(0.04 * fs + 1e-9), was_filled)
+    return signal, np.flatnonzero(was_filled)
 
 
 def grid(n_samples, *, fs, seconds=10.0):
@@ -264,15 +264,16 @@ def grid(n_samples, *, fs, seconds=10.0):
 
 
 @kernel
-def _quantise(x_WT, bits_WT, scale_W, out_WT):
+def _quantise(x_WT, bits_WT, row_W, out_WT, scale_W):
     found = np.empty(1, np.int32)
     found_mv = found.view(np.float32)
     for w in range(len(x_WT)):
-        x_T, bits_T, out_T = x_WT[w], bits_WT[w], out_WT[w]
+        x_T, bits_T, out_T = x_WT[w], bits_WT[w], out_WT[row_W[w]]
         found[0] = _largest(bits_T)
         largest = np.float64(found_mv[0])
-        scale_W[w] = largest / 32767.0 if largest > 0.0 else 1.0
-        per_mv = 1.0 / np.float64(scale_W[w])
+        scale = np.float32(largest / 32767.0) if largest > 0.0 else np.float32(1.0)
+        scale_W[row_W[w]] = scale
+        per_mv = 1.0 / np.float64(scale)
         for t in range(len(x_T)):
             out_T[t] = np.int16(max(-32767.0, min(32767.0, np.rint(x_T[t] * per_mv))))
 
@@ -289,8 +290,14 @@ def quantise(x_WT):
     -------
     (int16 array (W, T), float32 array (W,))
     """
+    out_WT, scale_W = np.empty(np.shape(x_WT), np.int16), np.empty(len(x_WT), np.float32)
+    quantise_into(out_WT, scale_W, np.arange(len(x_WT)), x_WT)
+    return out_WT, scale_W
+
+
+def quantise_into(out_WT, scale_W, row_W, x_WT):
+    """Write what ``quantise`` returns into the rows ``row_W`` of arrays at least as wide; what is beyond stays."""
     x_WT = np.ascontiguousarray(x_WT, np.float32)
-    signal_WT = np.empty(x_WT.shape, np.int16)
-    scale_W = np.empty(len(x_WT), np.float32)
-    _quantise(x_WT, x_WT.view(np.int32), scale_W, signal_WT)
-    return signal_WT, scale_W
+    if len(row_W) != len(x_WT) or x_WT.shape[1] > out_WT.shape[1] or row_W.max(initial=-1) >= len(out_WT):
+        raise ValueError(f"windows {x_WT.shape} do not fit into {len(row_W)} rows of {out_WT.shape}")
+    _quantise(x_WT, x_WT.view(np.int32), row_W, out_WT, scale_W)

@@ -17,7 +17,7 @@ from anyecg.kernels.segment import (
     fill_gaps,
     grid,
     quality_at,
-    quantise,
+    quantise_into,
 )
 from anyecg.loaders.errors import RecordError
 
@@ -58,14 +58,13 @@ def find_windows(record, *, pad_short):
     RecordError
         Unreadable.
     """
-    signal, was_filled = fill_gaps(record.read(), fs=record.fs)
+    signal, filled = fill_gaps(record.read(), fs=record.fs)
     n_in = int(SECONDS * record.fs)
     start_W = grid(len(signal), fs=record.fs, seconds=SECONDS)
     padded = bool(pad_short and 0 < len(signal) < SECONDS * record.fs)
     if padded:
         start_W, n_in = np.zeros(1, np.int64), len(signal)
     flags_W = quality_at(signal, start_W, n_in, fs=record.fs)
-    filled = np.flatnonzero(was_filled)
     flags_W[np.searchsorted(filled, start_W) < np.searchsorted(filled, start_W + n_in)] |= GAP_FILLED
     flags_W[:] |= PADDED if padded else 0
     return FoundWindows(record.name, signal, record.fs, start_W, n_in, flags_W, padded)
@@ -104,9 +103,9 @@ def store_windows(found, chosen_W, *, fs, preset):
             window_WT = _cut(signal, number_W[rows], found, fs)
         except ValueError as cause:
             raise RecordError(f"{found.name}: {cause}") from None
-        n = window_WT.shape[1]
-        window_WT = prepare(window_WT, fs=fs, preset=preset if n >= fs else "none", zscore=False)
-        signal_WT[rows, :n], scale_W[rows] = quantise(window_WT)
+        used_preset = preset if window_WT.shape[1] >= fs else "none"
+        window_WT = prepare(window_WT, fs=fs, preset=used_preset, zscore=False)
+        quantise_into(signal_WT, scale_W, rows, window_WT)
     return signal_WT, scale_W
 
 

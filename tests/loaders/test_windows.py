@@ -25,10 +25,10 @@ def faulty_record(fs, n_windows):
 
 def slow_windows(record, fs):
     """The obvious twin: flags and stored windows of the whole record at once."""
-    signal, was_filled = fill_gaps(record.read(), fs=record.fs)
+    signal, positions = fill_gaps(record.read(), fs=record.fs)
     cuts = [slice(start, start + int(10 * record.fs)) for start in grid(len(signal), fs=record.fs)]
     flags_W = quality(np.stack([signal[cut] for cut in cuts]), fs=record.fs)
-    flags_W[[was_filled[cut].any() for cut in cuts]] |= GAP_FILLED
+    flags_W[[np.isin(np.arange(len(signal))[cut], positions).any() for cut in cuts]] |= GAP_FILLED
     rate_T = resample(np.nan_to_num(signal, nan=0.0), fs_in=record.fs, fs_out=fs)
     window_WT = rate_T[: len(cuts) * 10 * fs].reshape(-1, 10 * fs).copy()
     empty_W = (flags_W & (FLAT | NONFINITE)) > 0
