@@ -17,8 +17,9 @@ from scipy.signal import butter, filtfilt, iirnotch, medfilt, resample_poly
 from anyecg.kernels.median import running_median
 from anyecg.kernels.prepare import prepare
 from anyecg.kernels.resample import resample
-from anyecg.kernels.segment import grid, quality, quantise
-from anyecg.loaders.records import open_record
+from anyecg.kernels.segment import grid, quality_at, quantise
+from anyecg.loaders.records import Record, open_record
+from anyecg.loaders.windows import find_windows, store_windows
 
 DEMO = Path(__file__).parent.parent / "app" / "demo" / "records"
 FILTERS = [iirnotch(50, 30, 500), butter(4, [0.67, 40], "bandpass", fs=500)]
@@ -208,7 +209,7 @@ def store_ours(counts, fs):
     """Do the same with our kernels."""
     signal = counts.astype(np.float32) * np.float32(0.001)
     starts = grid(len(signal), fs=fs)
-    flags_W = quality(np.stack([signal[s : s + int(10 * fs)] for s in starts]), fs=fs)
+    flags_W = quality_at(signal, starts, int(10 * fs), fs=fs)
     rate = resample(signal, fs_in=fs, fs_out=500)
     return flags_W, *quantise(rate[: len(starts) * 5000].reshape(-1, 5000))
 
@@ -227,6 +228,35 @@ def compare_store(window_WT, repeats):
             n_windows=len(found[0]),
             repeats=repeats,
         )
+
+
+def compare_record(window_WT, repeats):
+    """Say what an hour at 500 Hz costs between reading and filtering: judged, cut and stored, as a shard does it."""
+    n_windows = 360
+    mv_T = np.resize(window_WT, n_windows * 5000)
+    record = Record("hour", 500.0, len(mv_T), ("II",), None, lambda start, stop: mv_T[start:stop])
+    found, chosen_W = find_windows(record, pad_short=False), np.ones(n_windows, bool)
+    whole_WT, out_WT = mv_T.reshape(-1, 5000), np.empty((n_windows, 5000), np.float32)
+    seconds = compare(
+        "an hour at 500 Hz, one thread",
+        {
+            "np.copyto of the same windows": lambda: np.copyto(out_WT, whole_WT),
+            "prepare, preset none": lambda: [
+                prepare(part, preset="none", zscore=False) for part in in_groups(whole_WT)
+            ],
+            "store_windows, preset none": lambda: store_windows(found, chosen_W, fs=500, preset="none"),
+            "find_windows": lambda: find_windows(record, pad_short=False),
+        },
+        n_windows=n_windows,
+        repeats=repeats,
+    )
+    ours = seconds["find_windows"] + seconds["store_windows, preset none"] - seconds["prepare, preset none"]
+    print(f"  found and stored, without prepare: {1e6 * ours / n_windows:.2f} us a window")
+
+
+def in_groups(window_WT):
+    """Return the windows 64 at a time, as they are stored."""
+    return [window_WT[first : first + 64] for first in range(0, len(window_WT), 64)]
 
 
 def compare_high_quality(window_WT, repeats):
@@ -263,6 +293,7 @@ def main():
     print(f"{len(window_WT)} windows of 10 s at 500 Hz from {arguments.records}; medians of {arguments.repeats} turns")
     compare_prepare(window_WT, arguments.repeats, n_threads)
     compare_store(window_WT, arguments.repeats)
+    compare_record(window_WT, arguments.repeats)
     compare_high_quality(window_WT, arguments.repeats)
 
 

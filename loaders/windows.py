@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anyecg.kernels.prepare import prepare
-from anyecg.kernels.resample import resample
+from anyecg.kernels.resample import resample_into, resampled_length
 from anyecg.kernels.segment import (
     DROPPED,
     FLAG_NAMES,
@@ -16,12 +16,14 @@ from anyecg.kernels.segment import (
     PADDED,
     fill_gaps,
     grid,
-    quality,
-    quantise,
+    quality_at,
+    quantise_into,
 )
 from anyecg.loaders.errors import RecordError
 
 SECONDS = 10
+# Windows filtered at a time: their intermediates stay in the cache, and memory is not asked for again and again.
+_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,14 @@ def find_windows(record, *, pad_short):
     RecordError
         Unreadable.
     """
-    signal, was_filled = fill_gaps(record.read(), fs=record.fs)
+    signal, filled = fill_gaps(record.read(), fs=record.fs)
     n_in = int(SECONDS * record.fs)
     start_W = grid(len(signal), fs=record.fs, seconds=SECONDS)
     padded = bool(pad_short and 0 < len(signal) < SECONDS * record.fs)
     if padded:
         start_W, n_in = np.zeros(1, np.int64), len(signal)
-    raw_WT = np.stack([signal[s : s + n_in] for s in start_W]) if len(start_W) else np.empty((0, n_in))
-    flags_W = quality(raw_WT, fs=record.fs)
-    flags_W[[was_filled[s : s + n_in].any() for s in start_W]] |= GAP_FILLED
+    flags_W = quality_at(signal, start_W, n_in, fs=record.fs)
+    flags_W[np.searchsorted(filled, start_W) < np.searchsorted(filled, start_W + n_in)] |= GAP_FILLED
     flags_W[:] |= PADDED if padded else 0
     return FoundWindows(record.name, signal, record.fs, start_W, n_in, flags_W, padded)
 
@@ -90,25 +91,45 @@ def store_windows(found, chosen_W, *, fs, preset):
     RecordError
         A sampling rate that makes no rational ratio with ``fs``.
     """
-    n_out = SECONDS * fs
-    whole_W = chosen_W & ((found.flags_W & (FLAT | NONFINITE)) == 0)
-    stored_WT = np.zeros((len(chosen_W), n_out), np.float32)
-    if whole_W.any():
+    number_W = np.flatnonzero(chosen_W)
+    signal_WT, scale_W = np.zeros((len(number_W), SECONDS * fs), np.int16), np.ones(len(number_W), np.float32)
+    row_W = np.flatnonzero((found.flags_W[number_W] & (FLAT | NONFINITE)) == 0)
+    signal = found.signal
+    if found.fs != fs and not np.isfinite(signal).all():
+        # Beyond a long gap the filter sees zeros, as it does beyond the ends of the record.
+        signal = np.nan_to_num(signal, nan=0.0)
+    for rows in np.split(row_W, range(_TOGETHER, len(row_W), _TOGETHER)) if len(row_W) else []:
         try:
-            # Beyond a long gap the filter sees zeros, as it does beyond the ends of the record.
-            rate_T = resample(np.nan_to_num(found.signal, nan=0.0), fs_in=found.fs, fs_out=fs)
+            window_WT = _cut(signal, number_W[rows], found, fs)
         except ValueError as cause:
             raise RecordError(f"{found.name}: {cause}") from None
-        n_used = min(len(rate_T), n_out) if found.padded else n_out
-        start_W = np.zeros(1, np.int64) if found.padded else grid(len(rate_T), fs=fs, seconds=SECONDS)
-        window_WT = np.stack([rate_T[s : s + n_used] for s in start_W[: len(whole_W)][whole_W]])
-        used_preset = preset if n_used >= fs else "none"
-        stored_WT[whole_W, :n_used] = prepare(window_WT, fs=fs, preset=used_preset, zscore=False)
-    return quantise(stored_WT[chosen_W])
+        used_preset = preset if window_WT.shape[1] >= fs else "none"
+        window_WT = prepare(window_WT, fs=fs, preset=used_preset, zscore=False)
+        quantise_into(signal_WT, scale_W, rows, window_WT)
+    return signal_WT, scale_W
+
+
+def _cut(signal, number_W, found, fs):
+    """Return these windows of the grid at ``fs``, float32 (W, T)."""
+    n = SECONDS * fs
+    if found.padded:
+        n = min(n, resampled_length(len(signal), fs_in=found.fs, fs_out=fs))
+    first_of_run = np.flatnonzero(np.diff(number_W, prepend=-2) > 1)
+    if found.fs == fs:
+        window_WT = signal[: len(signal) // n * n].reshape(-1, n)
+        return window_WT[number_W] if len(first_of_run) > 1 else window_WT[number_W[0] : number_W[-1] + 1]
+    window_WT = np.empty((len(number_W), n), np.float32)
+    for run_WT, first in zip(np.split(window_WT, first_of_run[1:]), first_of_run, strict=True):
+        resample_into(run_WT.reshape(-1), n * number_W[first], signal, fs_in=found.fs, fs_out=fs)
+    return window_WT
 
 
 def drop_reasons(flags_W):
     """Count the windows that a shard does not take, by their first reason."""
-    dropped = flags_W[(flags_W & DROPPED) > 0]
-    reasons = [next(name for flag, name in FLAG_NAMES.items() if flags & flag & DROPPED) for flags in dropped]
-    return Counter(f"windows dropped: {reason}" for reason in reasons)
+    counts, left_W = Counter(), flags_W[(flags_W & DROPPED) > 0]
+    for flag, name in FLAG_NAMES.items():
+        first_W = (left_W & flag & DROPPED) > 0
+        if first_W.any():
+            counts[f"windows dropped: {name}"] = int(first_W.sum())
+            left_W = left_W[~first_W]
+    return counts

@@ -13,6 +13,7 @@ from anyecg.kernels.segment import (
     fill_gaps,
     grid,
     quality,
+    quality_at,
     quantise,
 )
 from anyecg.loaders.records import open_record
@@ -121,11 +122,29 @@ def slow_gaps(valid, max_gap):
     return marked
 
 
+def test_windows_judged_in_place_have_the_flags_of_windows_cut_out():
+    signal = np.concatenate([beats(), np.zeros(700, np.float32), beats(amplitude=30), np.full(9, np.nan, np.float32)])
+    start_W = np.array([0, 3, 4999, 5200, 5700, 5709])
+    wanted = quality(np.stack([signal[s : s + 5000] for s in start_W]), fs=500)
+    np.testing.assert_array_equal(quality_at(signal, start_W, 5000, fs=500), wanted)
+    assert len(set(wanted)) > 2
+    with pytest.raises(ValueError, match="the signal has"):
+        quality_at(signal, [5710], 5000, fs=500)
+
+
+def test_a_signal_without_gaps_is_not_copied():
+    signal = beats()
+    filled, positions = fill_gaps(signal, fs=500)
+    assert np.shares_memory(filled, signal)
+    assert len(positions) == 0
+
+
 @given(st.lists(st.booleans(), max_size=80))
 @settings(max_examples=300, deadline=None)
 def test_short_gaps_are_filled_and_long_ones_stay(valid):
     line = (np.arange(len(valid)) * 0.5).astype(np.float32)
-    filled, was_filled = fill_gaps(np.where(valid, line, np.nan), fs=100)
+    filled, positions = fill_gaps(np.where(valid, line, np.nan), fs=100)
+    was_filled = np.isin(np.arange(len(valid)), positions)
     assert was_filled.tolist() == slow_gaps(valid, 4)
     present = was_filled | np.array(valid, bool)
     np.testing.assert_array_equal(np.isfinite(filled), present)
