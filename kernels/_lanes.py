@@ -55,17 +55,28 @@ def _store(builder, value, address):
     builder.store(value, address).align = 2
 
 
+def _load_eight(context, builder, array_type, array, start):
+    element = _ELEMENTS[array_type.dtype]
+    value = _load(builder, _place(context, builder, array_type, array, start, ir.VectorType(element, LANES)))
+    if element == _VECTOR.element:
+        return value
+    return (builder.sitofp if isinstance(element, ir.IntType) else builder.fpext)(value, _VECTOR)
+
+
+def _store_eight(context, builder, array_type, array, start, value):
+    element = _ELEMENTS[array_type.dtype]
+    vector = ir.VectorType(element, LANES)
+    if element != _VECTOR.element:
+        value = (builder.fptosi if isinstance(element, ir.IntType) else builder.fptrunc)(value, vector)
+    _store(builder, value, _place(context, builder, array_type, array, start, vector))
+
+
 @intrinsic
 def load(typing_context, array, start):
     """Return the 8 numbers from flat position ``start`` of a C-contiguous array as float64; no bounds are checked."""
 
     def code(context, builder, signature, arguments):
-        element = _ELEMENTS[signature.args[0].dtype]
-        vector = ir.VectorType(element, LANES)
-        value = _load(builder, _place(context, builder, signature.args[0], *arguments, vector))
-        if element == _VECTOR.element:
-            return value
-        return (builder.sitofp if isinstance(element, ir.IntType) else builder.fpext)(value, _VECTOR)
+        return _load_eight(context, builder, signature.args[0], *arguments)
 
     return (_lanes(array, types.int64), code) if _is_flat(array) else None
 
@@ -75,15 +86,38 @@ def store(typing_context, array, start, lanes):
     """Write 8 float64 at flat position ``start`` of a C-contiguous array of any numbers; no bounds are checked."""
 
     def code(context, builder, signature, arguments):
-        array, start, value = arguments
-        element = _ELEMENTS[signature.args[0].dtype]
-        vector = ir.VectorType(element, LANES)
-        if element != _VECTOR.element:
-            value = (builder.fptosi if isinstance(element, ir.IntType) else builder.fptrunc)(value, vector)
-        _store(builder, value, _place(context, builder, signature.args[0], array, start, vector))
+        _store_eight(context, builder, signature.args[0], *arguments)
         return context.get_dummy_value()
 
     return (types.void(array, types.int64, _lanes), code) if _is_flat(array) and lanes == _lanes else None
+
+
+@intrinsic
+def load_each(typing_context, array, starts, t):
+    """Return ``load(array, start + t)`` of each start as a tuple."""
+
+    def code(context, builder, signature, arguments):
+        array, starts, t = arguments
+        places = [builder.add(start, t) for start in cgutils.unpack_tuple(builder, starts)]
+        values = [_load_eight(context, builder, signature.args[0], array, place) for place in places]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    vectors = types.UniTuple(_lanes, starts.count)
+    return (vectors(array, starts, types.int64), code) if _is_flat(array) else None
+
+
+@intrinsic
+def store_each(typing_context, array, starts, t, vectors):
+    """Do ``store(array, start + t, vector)`` for each start and vector."""
+
+    def code(context, builder, signature, arguments):
+        array, starts, t, vectors = arguments
+        places = [builder.add(start, t) for start in cgutils.unpack_tuple(builder, starts)]
+        for place, value in zip(places, cgutils.unpack_tuple(builder, vectors), strict=True):
+            _store_eight(context, builder, signature.args[0], array, place, value)
+        return context.get_dummy_value()
+
+    return (types.void(array, starts, types.int64, vectors), code) if _is_flat(array) else None
 
 
 def _row_place(context, builder, array_type, array, first, step, i):
@@ -226,46 +260,65 @@ def aligned_rows(n):
 
 
 @kernel
+def _starts(first, last, n):
+    """Return the flat positions of eight windows of ``n`` samples; past the last one its own again."""
+    return (
+        min(first, last) * n,
+        min(first + 1, last) * n,
+        min(first + 2, last) * n,
+        min(first + 3, last) * n,
+        min(first + 4, last) * n,
+        min(first + 5, last) * n,
+        min(first + 6, last) * n,
+        min(first + 7, last) * n,
+    )
+
+
+@kernel
+def _zeros(x, zero):
+    """Return 0 in each lane, NaN where a vector is not finite."""
+    sums0 = (zero * x[0] + zero * x[1]) + (zero * x[2] + zero * x[3])
+    return sums0 + ((zero * x[4] + zero * x[5]) + (zero * x[6] + zero * x[7]))
+
+
+@kernel
 def to_lanes(x_WT, first, x_TL, edge):
     """Put eight windows side by side, from row ``edge`` on; tell whether all of their samples are finite.
 
     Beyond the last window its own copy fills the lanes.
     """
-    n, last = x_WT.shape[1], x_WT.shape[0] - 1
-    at0, at1, at2, at3 = first * n, min(first + 1, last) * n, min(first + 2, last) * n, min(first + 3, last) * n
-    at4, at5, at6, at7 = (
-        min(first + 4, last) * n, min(first + 5, last) * n, min(first + 6, last) * n, min(first + 7, last) * n
-    )  # fmt: skip
-    zero = sums = splat(0.0)  # 0 x is 0, but NaN for what is not finite
+    n = x_WT.shape[1]
+    starts = _starts(first, x_WT.shape[0] - 1, n)
+    zero = sums = splat(0.0)
     for t in range(0, n - LANES + 1, LANES):
-        x0, x1, x2, x3 = load(x_WT, at0 + t), load(x_WT, at1 + t), load(x_WT, at2 + t), load(x_WT, at3 + t)
-        x4, x5, x6, x7 = load(x_WT, at4 + t), load(x_WT, at5 + t), load(x_WT, at6 + t), load(x_WT, at7 + t)
-        put(x_TL, edge + t, 1, transpose((x0, x1, x2, x3, x4, x5, x6, x7)))
-        zeros03 = (zero * x0 + zero * x1) + (zero * x2 + zero * x3)
-        sums = sums + (zeros03 + ((zero * x4 + zero * x5) + (zero * x6 + zero * x7)))
-    rest = np.float64(0.0)
+        x = load_each(x_WT, starts, t)
+        sums = sums + _zeros(x, zero)
+        put(x_TL, edge + t, 1, transpose(x))
+    rest = 0.0
     for t in range(n - n % LANES, n):
         for lane in range(LANES):
-            x_TL[edge + t, lane] = x_WT[min(first + lane, last), t]
+            x_TL[edge + t, lane] = x_WT[min(first + lane, x_WT.shape[0] - 1), t]
             rest += 0.0 * x_TL[edge + t, lane]
     return total(sums) + rest == 0.0
 
 
 @kernel
 def from_lanes(x_TL, edge, middle_L, scale_L, first, out_WT):
-    """Write (x - middle) * scale of each lane that is a window; ``edge`` rows on both sides are left out."""
-    n_windows, n = min(LANES, out_WT.shape[0] - first), out_WT.shape[1]
+    """Write (x - middle) * scale of each lane to its window; ``edge`` rows on both sides are left out.
+
+    Lanes beyond the last window write its values once more.
+    """
+    n = out_WT.shape[1]
+    starts = _starts(first, out_WT.shape[0] - 1, n)
     middle, scale = load(middle_L, 0), load(scale_L, 0)
-    square = np.empty((LANES, LANES))
-    for t in range(0, n, LANES):
-        for i in range(LANES):
-            # Rows past the last sample lie in the edge.
-            store(square, i * LANES, (load(x_TL, (edge + t + i) * LANES) - middle) * scale)
-        put(square, 0, 1, transpose(rows(square, 0, 1, 8)))
-        if t + LANES <= n:
-            for w in range(n_windows):
-                store(out_WT, (first + w) * n + t, load(square, w * LANES))
-        else:
-            for w in range(n_windows):
-                for i in range(n - t):
-                    out_WT[first + w, t + i] = square[w, i]
+    for t in range(0, n - LANES + 1, LANES):
+        x0, x1, x2, x3, x4, x5, x6, x7 = rows(x_TL, edge + t, 1, 8)
+        x0, x1, x2, x3 = x0 - middle, x1 - middle, x2 - middle, x3 - middle
+        x4, x5, x6, x7 = x4 - middle, x5 - middle, x6 - middle, x7 - middle
+        x0, x1, x2, x3, x4, x5, x6, x7 = (
+            x0 * scale, x1 * scale, x2 * scale, x3 * scale, x4 * scale, x5 * scale, x6 * scale, x7 * scale
+        )  # fmt: skip
+        store_each(out_WT, starts, t, transpose((x0, x1, x2, x3, x4, x5, x6, x7)))
+    for t in range(n - n % LANES, n):
+        for lane in range(min(LANES, out_WT.shape[0] - first)):
+            out_WT[first + lane, t] = (x_TL[edge + t, lane] - middle_L[lane]) * scale_L[lane]

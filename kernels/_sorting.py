@@ -53,14 +53,17 @@ def sort_four(x):
 def sort_pieces(x, first, n, size):
     """Sort ``n`` rows from ``first`` on, made of bitonic pieces of ``size`` rows, each above the one before.
 
-    ``size`` is a power of two from 8 on. Two half cleaners at a time, so that loads and stores do not bind.
+    ``size`` is a power of two from 8 on. Two or three half cleaners at a time, lest loads and stores bind.
     """
     while size > 16:
-        quarter = size // 4
+        step = size // 8 if size > 64 else size // 4
         for piece in range(first, first + n, size):
-            for i in range(piece, piece + quarter):
-                put(x, i, quarter, sort_bitonic(rows(x, i, quarter, 4)))
-        size = quarter
+            for i in range(piece, piece + step):
+                if size > 64:
+                    put(x, i, step, sort_bitonic(rows(x, i, step, 8)))
+                else:
+                    put(x, i, step, sort_bitonic(rows(x, i, step, 4)))
+        size = step
     if size == 16:
         for i in range(first, first + n, 16):
             put(x, i, 1, sort_bitonic(rows(x, i, 1, 16)))
@@ -71,7 +74,7 @@ def sort_pieces(x, first, n, size):
 
 @kernel
 def merge_rows(x, first, half, at):
-    """Merge two sorted runs of ``half`` rows each, 16 or more, that follow each other in ``x``, into rows from ``at``."""
+    """Merge two sorted runs of ``half`` rows each, 16 or more, that follow each other in ``x``."""
     if half == 16:
         put(x, at, 1, merge(rows(x, first, 1, 16), rows(x, first + 16, 1, 16)))
         return

@@ -98,10 +98,9 @@ def _sort_core(key, first, n, block, runs, merged, out):
 
 @kernel
 def _between(low, high, run):
-    """Put a sorted run, backwards, between the lower and the upper half of the candidates.
+    """Keep the middle third of 2n sorted candidates and a sorted run of n; what is left rises and falls, or reversed.
 
-    The lower half cannot be the median of positions that have the run besides unless the run replaces them, nor can
-    the upper half: what is left are the middle candidates of all, rising and then falling or the other way round.
+    The run backwards and then the candidates fall and rise, so larger and smaller part off the lowest and highest n.
     """
     return smaller(larger(low, backwards(run)), high)
 
@@ -119,6 +118,8 @@ def _halve(candidates, half, left_runs, right_runs, at, block, out):
         elif half == 16:
             low, high = rows(candidates, left, 1, 16), rows(candidates, right, 1, 16)
             put(out, left, 1, sort_bitonic(_between(low, high, rows(left_runs, at + right, 1, 16))))
+            # Again, since 32 vectors more do not stay in registers.
+            low, high = rows(candidates, left, 1, 16), rows(candidates, right, 1, 16)
             put(out, right, 1, sort_bitonic(_between(low, high, rows(right_runs, at + left, 1, 16))))
         else:
             for i in range(quarter):
@@ -168,11 +169,13 @@ def _slide(key, width, block, scratch):
     left_runs, next_runs, right_runs = scratch[:n_runs], scratch[n_runs : 2 * n_runs], scratch[2 * n_runs : 3 * n_runs]
     rest = scratch[3 * n_runs :]
     candidates, halved, merged = rest[:block], rest[block : 2 * block], rest[2 * block :]
-    _sort_runs(key, 0, block, 0, next_runs)
-    for first in range(0, len(key) - width - 1, block):
+    all_runs, all_but_last = np.int64(0), np.int64(1)  # as literals they would be compiled each for itself
+    for first in range(-block, len(key) - width - 1, block):
         left_runs, next_runs = next_runs, left_runs
-        _sort_runs(key, first + block, block, 0, next_runs)
-        _sort_runs(key, first + width + 1, block, 1, right_runs)
+        _sort_runs(key, first + block, block, all_runs, next_runs)
+        if first < 0:
+            continue
+        _sort_runs(key, first + width + 1, block, all_but_last, right_runs)
         _sort_core(key, first + block, width + 1 - block, block, next_runs, merged, candidates)
         half, level = block // 2, n_levels - 1
         while half >= 8:
@@ -184,12 +187,13 @@ def _slide(key, width, block, scratch):
 
 
 @kernel
-def _to_keys(x_TL, edge, width, step_L, key):
-    """Round eight windows to whole steps of 1/32767 of their largest size; return how long a stretch is."""
-    n, stretch = len(x_TL) - 2 * edge, len(key) - width - 1
-    largest = splat(0.0)
-    for t in range(edge, edge + n):
+def _to_keys(x_TL, edge, first, stretch, step_L, key):
+    """Round eight windows to whole steps of 1/32767 of their largest size, row 0 of ``key`` being row ``first``."""
+    largest = other = splat(0.0)
+    for t in range(edge, len(x_TL) - edge - 1, 2):
         largest = larger_size(largest, load(x_TL, t * LANES))
+        other = larger_size(other, load(x_TL, (t + 1) * LANES))
+    largest = larger_size(larger_size(largest, other), load(x_TL, (len(x_TL) - edge - 1) * LANES))
     inverse_L = np.zeros(LANES)
     store(step_L, 0, largest)
     for lane in range(LANES):
@@ -197,29 +201,24 @@ def _to_keys(x_TL, edge, width, step_L, key):
             inverse_L[lane] = _LARGEST / step_L[lane]
         step_L[lane] /= _LARGEST
     # A float64 that large has no fraction: adding it rounds to the nearest whole number, the even one of two.
-    inverse, whole, zero = load(inverse_L, 0), splat(1.5 * 2.0**52), splat(0.0)
-    for s in range(_STRETCHES):
-        shift = s * stretch - 1 - width // 2
-        start = min(max(0, -shift), len(key))
-        stop = max(start, min(len(key), n - shift))
-        for row in range(start):
-            store(key, row * _KEYS + s * LANES, zero)
-        for row in range(start, stop):
-            size = load(x_TL, (edge + shift + row) * LANES) * inverse
+    inverse, whole = load(inverse_L, 0), splat(1.5 * 2.0**52)
+    for row in range(len(key)):
+        for s in range(_STRETCHES):
+            size = load(x_TL, (first + s * stretch + row) * LANES) * inverse
             store(key, row * _KEYS + s * LANES, (size + whole) - whole)
-        for row in range(stop, len(key)):
-            store(key, row * _KEYS + s * LANES, zero)
 
 
 @kernel
 def subtract_median(x_TL, edge, width, block, key, scratch):
-    """Subtract the running median of eight windows in place; ``edge`` rows on both sides are left out.
+    """Subtract the running median of eight windows in place; ``edge`` rows on both sides are lost.
 
-    ``key`` and ``scratch`` are as ``median_scratch`` gives them.
+    ``edge``, ``key`` and ``scratch`` are as ``median_scratch`` gives them, ``edge`` may be larger.
     """
     n, stretch = len(x_TL) - 2 * edge, len(key) - width - 1
+    x_TL[:edge] = 0.0
+    x_TL[edge + n :] = 0.0
     step_L = np.empty(LANES)
-    _to_keys(x_TL, edge, width, step_L, key)
+    _to_keys(x_TL, edge, edge - 1 - width // 2, stretch, step_L, key)
     _slide(key, width, block, scratch)
     step = load(step_L, 0)
     for s in range(_STRETCHES):
@@ -231,13 +230,14 @@ def subtract_median(x_TL, edge, width, block, key, scratch):
 
 @kernel
 def median_scratch(n, width, block):
-    """Return the two buffers of ``subtract_median`` for windows of ``n`` samples."""
+    """Return (edge, key, scratch) of ``subtract_median`` for windows of ``n`` samples."""
     stretch = -(-n // (_STRETCHES * block)) * block
     n_levels = 0
     while 4 << n_levels < block:
         n_levels += 1
+    edge = _STRETCHES * stretch - n + width // 2 + 1
     key = aligned_rows(stretch + width + 1).view(np.int16)
-    return key, aligned_rows((3 * n_levels + 3) * block).view(np.int16)
+    return edge, key, aligned_rows((3 * n_levels + 3) * block).view(np.int16)
 
 
 def block_of(width):
@@ -248,14 +248,14 @@ def block_of(width):
 @kernel
 def _running_medians(x_WT, width, block, out_WT):
     n = x_WT.shape[1]
-    x_TL = aligned_rows(n + 2 * LANES)
-    key, scratch = median_scratch(n, width, block)
+    edge, key, scratch = median_scratch(n, width, block)
+    x_TL = aligned_rows(n + 2 * edge)
     zero_L, one_L = np.zeros(LANES), np.ones(LANES)
     is_finite = True
     for first in range(0, len(x_WT), LANES):
-        is_finite &= to_lanes(x_WT, first, x_TL, LANES)
-        subtract_median(x_TL, LANES, width, block, key, scratch)
-        from_lanes(x_TL, LANES, zero_L, one_L, first, out_WT)
+        is_finite &= to_lanes(x_WT, first, x_TL, edge)
+        subtract_median(x_TL, edge, width, block, key, scratch)
+        from_lanes(x_TL, edge, zero_L, one_L, first, out_WT)
     return is_finite
 
 
@@ -283,4 +283,4 @@ def running_median(x_WT, width):
     rest_WT = np.empty_like(x_WT)
     if x_WT.size and not _running_medians(x_WT, int(width), block_of(width), rest_WT):
         raise ValueError("windows hold samples that are not finite")
-    return x_WT - rest_WT
+    return np.subtract(x_WT, rest_WT, out=rest_WT)

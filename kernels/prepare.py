@@ -66,66 +66,62 @@ def _band_pass(b, a, zi, x, first, step, n):
 
 
 @kernel
-def _filtfilt(b, a, zi, x_TL, n):
-    """Filter forward and backward in place, odd extension at both ends (scipy.signal.filtfilt).
-
-    The ``n`` samples start at row _EDGE.
-    """
+def _filtfilt(b, a, zi, x_TL, edge):
+    """Filter forward and backward in place, odd extension into the ``edge`` rows at both ends (as scipy.signal)."""
     pad = 3 * len(b)
-    start, stop = _EDGE, _EDGE + n
+    start, stop = edge, len(x_TL) - edge
     for i in range(1, pad + 1):
         for lane in range(LANES):
             x_TL[start - i, lane] = 2.0 * x_TL[start, lane] - x_TL[start + i, lane]
             x_TL[stop - 1 + i, lane] = 2.0 * x_TL[stop - 1, lane] - x_TL[stop - 1 - i, lane]
     for first, step in ((start - pad, 1), (stop - 1 + pad, -1)):
         if len(zi) == 2:
-            _second_order(b, a, zi, x_TL, first, step, n + 2 * pad)
+            _second_order(b, a, zi, x_TL, first, step, stop - start + 2 * pad)
         else:
-            _band_pass(b, a, zi, x_TL, first, step, n + 2 * pad)
+            _band_pass(b, a, zi, x_TL, first, step, stop - start + 2 * pad)
 
 
 @kernel
-def _mean(x_TL, n, middle_L, squared, mean_L):
-    """Fill each lane's mean of x - middle or of its square, in four sums, so that no addition waits for the last one."""
-    middle = load(middle_L, 0)
-    sum0 = sum1 = sum2 = sum3 = splat(0.0)
-    whole = _EDGE + n - n % 4
-    for t in range(_EDGE, whole, 4):
-        at = t * LANES
-        x0, x1 = load(x_TL, at) - middle, load(x_TL, at + LANES) - middle
-        x2, x3 = load(x_TL, at + 2 * LANES) - middle, load(x_TL, at + 3 * LANES) - middle
-        if squared:
-            x0, x1, x2, x3 = x0 * x0, x1 * x1, x2 * x2, x3 * x3
-        sum0, sum1, sum2, sum3 = sum0 + x0, sum1 + x1, sum2 + x2, sum3 + x3
-    for t in range(whole, _EDGE + n):
-        x0 = load(x_TL, t * LANES) - middle
-        sum0 = sum0 + (x0 * x0 if squared else x0)
-    store(mean_L, 0, (sum0 + sum1) + (sum2 + sum3))
+def _moments(x_TL, edge, mean_L, scale_L):
+    """Fill each lane's mean and 1 / (SD + 1e-8).
+
+    Sums run over x less its first sample: (mean - first)^2 is at most n variances, so the difference of sums is safe.
+    Two sums of each, so that an addition seldom waits for the last one.
+    """
+    n = len(x_TL) - 2 * edge
+    first = load(x_TL, edge * LANES)
+    sum0 = sum1 = square0 = square1 = splat(0.0)
+    for t in range(edge + n % 2, edge + n, 2):
+        x0, x1 = load(x_TL, t * LANES) - first, load(x_TL, (t + 1) * LANES) - first
+        sum0, sum1, square0, square1 = sum0 + x0, sum1 + x1, square0 + x0 * x0, square1 + x1 * x1
+    store(mean_L, 0, sum0 + sum1)
+    store(scale_L, 0, square0 + square1)
     for lane in range(LANES):
-        mean_L[lane] /= n
+        mean = mean_L[lane] / n
+        variance = max(0.0, scale_L[lane] / n - mean * mean)
+        mean_L[lane] = mean + x_TL[edge, lane]
+        scale_L[lane] = 1.0 / (np.sqrt(variance) + 1e-8)
 
 
 @kernel
 def _prepare(windows_WT, filters, width, block, zscore, out_WT):
     """Fill ``out_WT`` and tell whether all samples are finite; ``width`` 0 is no median."""
     n_windows, n = windows_WT.shape
-    x_TL = aligned_rows(n + 2 * _EDGE)
-    key, scratch = median_scratch(n, width, block)
-    zero_L, mean_L, scale_L = np.zeros(LANES), np.zeros(LANES), np.ones(LANES)
+    edge, key, scratch = median_scratch(n, width, block)
+    edge = max(edge, _EDGE)
+    x_TL = aligned_rows(n + 2 * edge)
+    mean_L, scale_L = np.zeros(LANES), np.ones(LANES)
     for first in range(0, n_windows, LANES):
-        if not to_lanes(windows_WT, first, x_TL, _EDGE):
+        if not to_lanes(windows_WT, first, x_TL, edge):
             return False
         for f in range(filters.shape[0]):
             length = int(filters[f, 3, 0])
-            _filtfilt(filters[f, 0, :length], filters[f, 1, :length], filters[f, 2, : length - 1], x_TL, n)
+            _filtfilt(filters[f, 0, :length], filters[f, 1, :length], filters[f, 2, : length - 1], x_TL, edge)
         if width:
-            subtract_median(x_TL, _EDGE, width, block, key, scratch)
+            subtract_median(x_TL, edge, width, block, key, scratch)
         if zscore:
-            _mean(x_TL, n, zero_L, False, mean_L)
-            _mean(x_TL, n, mean_L, True, scale_L)
-            for lane in range(LANES):
-                scale_L[lane] = 1.0 / (np.sqrt(scale_L[lane]) + 1e-8)
-        from_lanes(x_TL, _EDGE, mean_L, scale_L, first, out_WT)
+            _moments(x_TL, edge, mean_L, scale_L)
+        from_lanes(x_TL, edge, mean_L, scale_L, first, out_WT)
     return True
 
 
