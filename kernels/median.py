@@ -31,6 +31,15 @@ _LOWEST, _HIGHEST = np.int16(-32768), np.int16(32767)
 
 
 @kernel
+def _n_levels(block):
+    """Return how many sizes of runs there are: 4, 8 ... block / 2."""
+    n_levels = 0
+    while 4 << n_levels < block:
+        n_levels += 1
+    return n_levels
+
+
+@kernel
 def _sort_runs(key, first, block, skip, runs):
     """Sort each aligned run of 4, 8 ... block / 2 of the ``block`` rows from ``first`` on.
 
@@ -162,9 +171,7 @@ def _slide(key, width, block, scratch):
     only the left half of a piece has are its right half, those only the right half has are its left half, width + 1
     rows further on.
     """
-    n_levels = 0
-    while 4 << n_levels < block:
-        n_levels += 1
+    n_levels = _n_levels(block)
     n_runs = n_levels * block
     left_runs, next_runs, right_runs = scratch[:n_runs], scratch[n_runs : 2 * n_runs], scratch[2 * n_runs : 3 * n_runs]
     rest = scratch[3 * n_runs :]
@@ -232,12 +239,9 @@ def subtract_median(x_TL, edge, width, block, key, scratch):
 def median_scratch(n, width, block):
     """Return (edge, key, scratch) of ``subtract_median`` for windows of ``n`` samples."""
     stretch = -(-n // (_STRETCHES * block)) * block
-    n_levels = 0
-    while 4 << n_levels < block:
-        n_levels += 1
     edge = _STRETCHES * stretch - n + width // 2 + 1
     key = aligned_rows(stretch + width + 1).view(np.int16)
-    return edge, key, aligned_rows((3 * n_levels + 3) * block).view(np.int16)
+    return edge, key, aligned_rows((3 * _n_levels(block) + 3) * block).view(np.int16)
 
 
 def block_of(width):

@@ -30,7 +30,7 @@ def test_prepare_agrees_with_scipy_on_every_demo_recording(preset):
         np.testing.assert_allclose(found, scipy_chain(window_WT, 500, preset), atol=1e-3)
 
 
-@pytest.mark.parametrize("fs", [101, 128, 250, 257, 360, 500, 1000])
+@pytest.mark.parametrize("fs", [101, 128, 250, 257, 360, 500, 1000, 2000])
 @pytest.mark.parametrize("seconds", [1, 3.21, 10])
 def test_prepare_agrees_with_scipy_at_other_rates_and_lengths(fs, seconds):
     # Nine windows: one group of eight, and one lane of the next.
