@@ -127,8 +127,8 @@ def compare_prepare(window_WT, repeats, n_threads):
         repeats=repeats,
     )
     ours, copy = seconds["ours"], seconds["np.copyto of the same windows"]
-    # A sample: two filters of order 2 and 8 (5 and 17 multiplications, as many additions less one), twice each.
-    operations = 2 * (9 + 33) * window_WT.size
+    # A sample: notch and band-pass (5 and 11 multiplications, 4 and 12 additions), twice each.
+    operations = 2 * (9 + 23) * window_WT.size
     print(
         f"  in + out {2 * window_WT.nbytes / ours / 1e9:.2f} GB/s, {100 * copy / ours:.1f} % of np.copyto's rate; "
         f"the filters are {operations / ours / 1e9:.1f} Gflop/s of float64 over the whole time"
@@ -145,15 +145,16 @@ def compare_prepare(window_WT, repeats, n_threads):
         repeats=repeats,
         clock=time.perf_counter,
     )
-    compare(
-        "prepare, one window a call, one thread",
-        {
-            "SciPy chain": lambda: chain_of_one(wide_WT),
-            "ours": lambda: [prepare(window_WT[w : w + 1]) for w in range(n)],
-        },
-        n_windows=n,
-        repeats=repeats,
-    )
+    for few in (1, 4):
+        compare(
+            f"prepare, {few} a call, one thread",
+            {
+                "SciPy chain, batched": lambda: [chain_batched(wide_WT[w : w + few]) for w in range(0, n, few)],  # noqa: B023
+                "ours": lambda: [prepare(window_WT[w : w + few]) for w in range(0, n, few)],  # noqa: B023
+            },
+            n_windows=n,
+            repeats=repeats,
+        )
     x_WT = filtered(wide_WT)
     compare(
         f"running median of {WIDTH}, one thread",

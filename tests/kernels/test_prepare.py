@@ -30,10 +30,29 @@ def test_prepare_agrees_with_scipy_on_every_demo_recording(preset):
         np.testing.assert_allclose(found, scipy_chain(window_WT, 500, preset), atol=1e-3)
 
 
-@pytest.mark.parametrize("fs", [250, 500, 1000])
-def test_prepare_agrees_with_scipy_at_other_rates(fs):
-    window_WT = np.random.default_rng(2).standard_normal((3, 10 * fs)).cumsum(1)
+@pytest.mark.parametrize("fs", [101, 128, 250, 257, 360, 500, 1000, 2000])
+@pytest.mark.parametrize("seconds", [1, 3.21, 10])
+def test_prepare_agrees_with_scipy_at_other_rates_and_lengths(fs, seconds):
+    # Nine windows: one group of eight, and one lane of the next.
+    window_WT = np.random.default_rng(2).standard_normal((9, int(seconds * fs))).cumsum(1)
     np.testing.assert_allclose(prepare(window_WT, fs=fs), scipy_chain(window_WT, fs, "ecgfounder"), atol=1e-3)
+
+
+@pytest.mark.parametrize("height", [0.1, 10.0, 1e4])
+def test_artefacts_do_not_coarsen_the_median(height):
+    # Its keys are whole steps of the window's largest sample, so a lone spike or step is the worst there can be.
+    window_WT = 0.01 * np.random.default_rng(4).standard_normal((3, 5000))
+    window_WT[0, 2500] += height
+    window_WT[1, 2500:2510] += height
+    window_WT[2, 2500:] += height
+    np.testing.assert_allclose(prepare(window_WT), scipy_chain(window_WT, 500, "ecgfounder"), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int64, np.float32, np.float64])
+def test_any_numbers_will_do(dtype):
+    window_WT = (1000 * np.random.default_rng(5).standard_normal((2, 1500))).round()
+    np.testing.assert_array_equal(prepare(window_WT.astype(dtype)), prepare(window_WT))
+    np.testing.assert_array_equal(prepare(np.asfortranarray(window_WT.astype(dtype))), prepare(window_WT))
 
 
 def test_a_window_does_not_depend_on_its_neighbours():
