@@ -13,7 +13,7 @@ from pydantic import Field
 
 from anyecg.loaders.collect import Collector
 from anyecg.loaders.errors import AnyECGError, ShardError
-from anyecg.loaders.files import code_version, digest, make_folder, remove, replacing, write_quarantine
+from anyecg.loaders.files import code_version, digest, make_folder, remove, replacing, write_quarantine, write_text
 from anyecg.loaders.index import write_index
 from anyecg.loaders.plan import deal, plan_shards
 from anyecg.loaders.progress import SharedProgress
@@ -50,11 +50,16 @@ class ShardConfig(Section):
     ranks: int = Field(2, ge=1, description="MPI ranks that shard, started on this machine")
 
 
-def write_shards(folder, cohort, config, comm, *, seed, stage_hash):
+def write_shards(folder, cohort, config, comm, *, seed, stage_hash, beside=None):
     """Write every shard of the plan over the ranks of ``comm``, then the index.
 
     Finished shards of the same plan are kept, so the same command continues after a kill. Same cohort and config give
     the same bytes on any number of ranks.
+
+    Parameters
+    ----------
+    beside : dict, optional
+        Name to text of files to lay beside the index, before it.
 
     Raises
     ------
@@ -88,6 +93,8 @@ def write_shards(folder, cohort, config, comm, *, seed, stage_hash):
 
     def finish():
         if comm.rank == 0:
+            for name, text in (beside or {}).items():
+                write_text(folder / name, text)
             _finish(folder, cohort, config, {n: d for part in gathered for n, d in part.items()}, stage_hash)
 
     _together(comm, folder, finish)

@@ -107,7 +107,9 @@ def _check_shard(folder, head, number, places):
         if read[1] != wanted["sha256"]:
             # A changed file is not shown to HDF5, which may crash on it.
             torn = [chunk for chunk, place in zip(read[0], places or [], strict=True) if chunk.crc32 != place[-1]]
-            problems = [Problem(name, f"damaged; {remake}", c.first_window, c.first_window + c.n_windows - 1) for c in torn]
+            problems = [
+                Problem(name, f"damaged; {remake}", c.first_window, c.first_window + c.n_windows - 1) for c in torn
+            ]
             where = "" if places is None else ", outside of the signal"
             return problems or [Problem(name, f"changed since it was written{where}; {remake}")], {}
         found = describe_shard(path, None if places is None else read)

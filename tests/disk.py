@@ -39,7 +39,7 @@ def watched(folder, on_call):
 
     def make(name):
         def call(target, *arguments, **options):
-            path = paths.get(target) if isinstance(target, int) else os.path.abspath(target)
+            path = paths.get(target) if isinstance(target, int) else str(Path(target).absolute())
             if path is None or not f"{path}/".startswith(f"{folder}/"):
                 result = real[name](target, *arguments, **options)
                 if name == "open":
@@ -71,7 +71,7 @@ class Failing:
     def __call__(self, name, path, descriptor, arguments, call):
         self.n_calls += 1
         if self.n_calls - 1 == self.k:
-            self.what = f"{name} {os.path.basename(path)}"
+            self.what = f"{name} {Path(path).name}"
             raise OSError(self.number, os.strerror(self.number), path)
         return call()
 
@@ -92,8 +92,12 @@ class Recording:
         elif name == "ftruncate":
             self.steps.append(("truncate", path, arguments[0]))
         else:
-            self.steps.append((name, path, *(os.path.abspath(other) for other in arguments)))
+            self.steps.append((name, path, *(str(Path(other).absolute()) for other in arguments)))
         return result
+
+
+def _folder(path):
+    return str(Path(path).parent)
 
 
 class _Inode:
@@ -145,7 +149,7 @@ def lose_power(before, steps, root, variant, rng):
         if what in ("write", "truncate"):
             now[path].pending.append((what, *details))
         elif what == "fsync" and path in folders:
-            for step in [step for step in pending if os.path.dirname(step[1]) == path]:
+            for step in [step for step in pending if _folder(step[1]) == path]:
                 apply(safe, safe_folders, step)
                 pending.remove(step)
         elif what == "fsync":
@@ -161,15 +165,15 @@ def lose_power(before, steps, root, variant, rng):
             pending.append(step)
     if variant != "lost":
         stop = {}
-        for folder in {os.path.dirname(step[1]) for step in pending}:
-            n_steps = sum(os.path.dirname(step[1]) == folder for step in pending)
+        for folder in {_folder(step[1]) for step in pending}:
+            n_steps = sum(_folder(step[1]) == folder for step in pending)
             stop[folder] = n_steps if variant == "named" else rng.randint(0, n_steps)
         for step in pending:
-            folder = os.path.dirname(step[1])
+            folder = _folder(step[1])
             if stop[folder]:
                 stop[folder] -= 1
                 apply(safe, safe_folders, step)
-    there = {path: inode for path, inode in safe.items() if os.path.dirname(path) in safe_folders}
+    there = {path: inode for path, inode in safe.items() if _folder(path) in safe_folders}
     return {
         path: inode.after([variant == "torn" and rng.random() < 0.5 for _ in inode.pending])
         for path, inode in there.items()
