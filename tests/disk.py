@@ -6,11 +6,15 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from mpi4py import MPI
 
 from anyecg.loaders.cohort import open_cohort
+from anyecg.loaders.errors import ShardError
+from anyecg.loaders.index import open_index
 from anyecg.loaders.shards import ShardConfig, write_shards
-from anyecg.loaders.verify import verify
+from anyecg.loaders.stream import ChunkReader
+from anyecg.loaders.verify import Problem, verify
 
 CHANGES = ("open", "pwrite", "ftruncate", "fsync", "rename", "unlink", "mkdir")
 
@@ -218,3 +222,52 @@ def power_losses(n_points, seed):
     rng = random.Random(seed)
     for number in range(n_points):
         yield rng.random(), ("lost", "named", "torn")[number % 3], random.Random(seed * 1_000_003 + number)
+
+
+def harm(data, rng, places):
+    """Flip a bit, or cut, or zero a page, at random; return (what, new bytes).
+
+    Every second time that is at one of the places, (start, stop), where there are any.
+    """
+    start, stop = rng.choice(places) if places and rng.random() < 0.5 else (0, len(data))
+    kind, first = rng.choice(["flip"] * 10 + ["cut", "zero"]), rng.randrange(start, stop)
+    if kind == "flip":
+        return kind, data[:first] + bytes([data[first] ^ 1 << rng.randrange(8)]) + data[first + 1 :]
+    if kind == "cut":
+        return kind, data[:first]
+    first -= first % 4096
+    page = data[first : first + 4096]
+    return kind, data[:first] + bytes(len(page)) + data[first + 4096 :]
+
+
+def found_harm(path, rng):
+    """Harm a file of a whole folder, check that it is found, and mend it; return what was done.
+
+    ``verify`` names the file, and the windows of a chunk of signal; a training read of them names them too.
+    """
+    folder, data = path.parent, path.read_bytes()
+    chunks = open_index(folder).tables["chunks"].tolist() if path.suffix == ".h5" else []
+    chunks = [chunk for chunk in chunks if chunk[0] == int(path.stem[6:])]
+    kind, harmed = harm(data, rng, [(at, at + n_bytes) for *_, at, n_bytes, _ in chunks])
+    if harmed == data:
+        return "page was zero"
+    hit = [
+        (window, window + n - 1) for _, window, n, at, n_bytes, _ in chunks
+        if harmed[at : at + n_bytes] != data[at : at + n_bytes]
+    ]  # fmt: skip
+    path.write_bytes(harmed)
+    try:
+        problems = verify(folder)[1]
+    except ShardError as cause:
+        problems = [Problem("index.json", str(cause))]
+    assert [problem.file for problem in problems] == [path.name] * max(1, len(hit)), (kind, problems)
+    if hit:
+        base = chunks[0][1]
+        assert [(p.first_window, p.last_window) for p in problems] == [(a - base, b - base) for a, b in hit]
+        for window, stop in hit:
+            reader = ChunkReader(open_index(folder))
+            with pytest.raises(ShardError, match=f"windows {window} to {stop} of the index are damaged"):
+                reader.read([window])
+            reader.close()
+    path.write_bytes(data)
+    return f"{kind} in a chunk" if hit else kind
