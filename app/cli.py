@@ -69,6 +69,21 @@ def _parser():
     return parser
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may fail: that is said once, and does not stop the run."""
+
+    _said = False
+
+    def handleError(self, record):
+        """Say why a line is missing."""
+        cause = sys.exc_info()[1]
+        if not isinstance(cause, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            print(f"anyecg: {self.baseFilename}: {cause.strerror}; lines are missing there", file=sys.stderr)
+
+
 def _log_to(folder, stage):
     """Send log lines to ``log/STAGE.log`` and, where no bar is shown, to standard error too."""
     from anyecg.loaders.progress import on_terminal
@@ -78,7 +93,7 @@ def _log_to(folder, stage):
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING if on_terminal() else logging.INFO)
     logging.basicConfig(
-        level=logging.INFO, handlers=[logging.FileHandler(path), console], force=True,
+        level=logging.INFO, handlers=[_LogFile(path), console], force=True,
         format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S",
     )  # fmt: skip
 
@@ -105,7 +120,8 @@ def _as_rank(name, comm, work):
     """Run ``work`` as one rank of a job; return the exit code, and end all ranks where only this one fails."""
     try:
         work()
-    except AnyECGError as cause:
+    except (AnyECGError, OSError) as found:
+        cause = found if isinstance(found, AnyECGError) else AnyECGError(_mend(found))
         if not cause.on_every_rank:
             print(f"anyecg {name}: {cause} (rank {comm.rank})", file=sys.stderr, flush=True)
             comm.Abort(2)
@@ -118,6 +134,10 @@ def _as_rank(name, comm, work):
         logging.getLogger(__name__).exception("rank %d failed", comm.rank)
         comm.Abort(1)
     return 0
+
+
+def _mend(cause):
+    return f"{cause}; mend the disk or the path, then run it again"
 
 
 def _on_ranks(name, config):
@@ -139,7 +159,7 @@ def _on_ranks(name, config):
         except AnyECGError as cause:
             error = cause
         except OSError as cause:
-            error = AnyECGError(f"{cause}; mend the disk or the path, then run it again")
+            error = AnyECGError(_mend(cause))
         share_error(comm, error)
         STAGES[name].run(config, comm, wanted)
         if lock:
@@ -294,8 +314,8 @@ def _verify(arguments):
         folder = folder / "shards"
     try:
         read, problems = verify(folder)
-    except ShardError as cause:
-        read, problems = {}, [Problem("index", str(cause))]
+    except (AnyECGError, OSError) as cause:
+        read, problems = {}, [Problem("index.json", str(cause).removeprefix(f"{folder / 'index.json'}: "))]
     if arguments.json:
         found = {"folder": str(folder), "whole": not problems, **read, "problems": [p._asdict() for p in problems]}
         print(json.dumps(found, indent=1))
@@ -368,7 +388,7 @@ def main(argv=None):
         print(f"anyecg {arguments.command}: {cause}", file=sys.stderr)
         return 2
     except OSError as cause:
-        print(f"anyecg {arguments.command}: {cause}; mend the disk or the path, then run it again", file=sys.stderr)
+        print(f"anyecg {arguments.command}: {_mend(cause)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"anyecg {arguments.command}: stopped; run the same command again", file=sys.stderr)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from anyecg.app.config import Config, write_config
+from anyecg.app.config import Config, render_config, write_config
 from anyecg.loaders.cohort import build_cohort, open_cohort, write_cohort
 from anyecg.loaders.errors import AnyECGError, CohortError, ModelError, UpgradeNeeded
 from anyecg.loaders.files import digest, file_hash, listing, replacing
@@ -127,12 +127,10 @@ def _wanted_shard(config):
 def _run_shard(config, comm, stage_hash):
     from anyecg.loaders.shards import write_shards
 
-    folder = _folder(config, "shards")
     write_shards(
-        folder, open_cohort(_folder(config, "cohort")), config.shard, comm, seed=config.seed, stage_hash=stage_hash
-    )
-    if comm.rank == 0:
-        write_config(folder, config)
+        _folder(config, "shards"), open_cohort(_folder(config, "cohort")), config.shard, comm, seed=config.seed,
+        stage_hash=stage_hash, beside={"config.toml": render_config(config)},
+    )  # fmt: skip
 
 
 def check_inputs(config):

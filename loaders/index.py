@@ -10,7 +10,7 @@ import numpy as np
 
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import ShardError
-from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document
+from anyecg.loaders.files import NewFile, digest, file_hash, read_document, replacing, write_document
 from anyecg.loaders.shard_file import opened
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _write_tables(folder, described, n_targets):
         files = {}
         for name, shape in shapes.items():
             temporary = stack.enter_context(replacing(table_path(folder, name)))
-            files[name] = stack.enter_context(temporary.open("wb"))
+            files[name] = stack.enter_context(NewFile(temporary))
             head = {"descr": np.dtype(_dtype(name)).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(files[name], head)
         for number, shard in enumerate(described):

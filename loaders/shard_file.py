@@ -14,7 +14,7 @@ from anyecg.kernels.checksum import fletcher32
 from anyecg.kernels.prepare import preset_hash
 from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import ShardError
-from anyecg.loaders.files import FORMATS, check_format, code_version, digest
+from anyecg.loaders.files import FORMATS, NewFile, check_format, code_version, digest
 from anyecg.loaders.windows import SECONDS
 
 CHUNK_WINDOWS = 64
@@ -105,7 +105,8 @@ class ShardWriter:
         self._buffer = np.zeros(self._shape, np.int16)
         self._n_windows = 0
         self._filter = attributes["filter"]
-        self._file = h5py.File(path, "x", libver=("v110", "v110"))
+        self._disk = NewFile(path)
+        self._file = h5py.File(self._disk, "w", libver=("v110", "v110"))
         self._file.attrs.update(attributes)
         self._signal = self._file.create_dataset(
             SIGNAL, (0, *self._shape[1:]), SETS[SIGNAL], maxshape=(None, *self._shape[1:]), chunks=self._shape,
@@ -132,6 +133,7 @@ class ShardWriter:
             self._signal.id.write_direct_chunk((first, 0, 0), data)
         else:
             self._signal[first:] = self._buffer[: self._n_windows - first]
+        self._disk.check()
 
     def finish(self, sets, counts):
         """Write the other sets and the counts, and close the file."""
@@ -150,14 +152,17 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_):
-        self._file.close()
+        try:
+            self._file.close()
+        finally:
+            self._disk.close()
 
 
 @contextlib.contextmanager
 def opened(path):
-    """Open a shard to read; whatever HDF5 makes of a damaged file becomes one ShardError."""
+    """Open a shard to read; whatever HDF5 makes of a damaged file becomes one ShardError. A disk's error stays."""
     try:
-        with h5py.File(path, "r", rdcc_nbytes=0) as file:
+        with Path(path).open("rb", buffering=0) as raw, h5py.File(raw, "r", rdcc_nbytes=0) as file:
             attributes = {
                 key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()
             }
@@ -165,11 +170,18 @@ def opened(path):
             check_format(path, "anyecg-shard", *found, ShardError)
             yield file, attributes
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as cause:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise
         raise ShardError(f"{path}: damaged ({cause}); {_REMAKE}") from None
 
 
-def describe_shard(path):
+def describe_shard(path, read=None):
     """Read a whole shard, every checksum verified, and describe it for the index.
+
+    Parameters
+    ----------
+    read : optional
+        What ``read_through`` gave for the places of the index; the signal is not read again.
 
     Returns
     -------
@@ -193,7 +205,9 @@ def describe_shard(path):
         if attributes["filter"] != "none":
             for first, n_windows, *_ in places:
                 signal[first : first + n_windows]
-    chunks, sha256, damaged = read_through(path, places)
+    chunks, sha256, damaged = read or read_through(path, places)
+    if [chunk[:-1] for chunk in chunks] != places:
+        raise ShardError(f"{path}: its chunks lie elsewhere than index-chunks.npy says; {_REMAKE}")
     if damaged:
         raise ShardError(f"{path}: windows {damaged[0][0]} to {damaged[0][1]} are damaged; {_REMAKE}")
     lengths = {name: len(sets[f"{name}/visit"]) for name in ("draws", "visits")}

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from anyecg.loaders.collect import Collector
 from anyecg.loaders.errors import AnyECGError, ShardError
-from anyecg.loaders.files import code_version, digest, replacing, write_quarantine
+from anyecg.loaders.files import code_version, digest, make_folder, remove, replacing, write_quarantine, write_text
 from anyecg.loaders.index import write_index
 from anyecg.loaders.plan import deal, plan_shards
 from anyecg.loaders.progress import SharedProgress
@@ -23,6 +23,7 @@ from anyecg.loaders.shard_file import ShardWriter, describe_shard, load_filter, 
 from anyecg.loaders.windows import SECONDS
 
 log = logging.getLogger(__name__)
+_ANY_SHARD = f"shard-{'[0-9]' * 5}"
 
 
 class ShardConfig(Section):
@@ -49,11 +50,16 @@ class ShardConfig(Section):
     ranks: int = Field(2, ge=1, description="MPI ranks that shard, started on this machine")
 
 
-def write_shards(folder, cohort, config, comm, *, seed, stage_hash):
+def write_shards(folder, cohort, config, comm, *, seed, stage_hash, beside=None):
     """Write every shard of the plan over the ranks of ``comm``, then the index.
 
     Finished shards of the same plan are kept, so the same command continues after a kill. Same cohort and config give
     the same bytes on any number of ranks.
+
+    Parameters
+    ----------
+    beside : dict, optional
+        Name to text of files to lay beside the index, before it.
 
     Raises
     ------
@@ -87,6 +93,8 @@ def write_shards(folder, cohort, config, comm, *, seed, stage_hash):
 
     def finish():
         if comm.rank == 0:
+            for name, text in (beside or {}).items():
+                write_text(folder / name, text)
             _finish(folder, cohort, config, {n: d for part in gathered for n, d in part.items()}, stage_hash)
 
     _together(comm, folder, finish)
@@ -115,12 +123,12 @@ def _make_ready(folder, config, n_shards):
     The run folder's lock keeps a second writer out.
     """
     load_filter(config.filter, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.json").unlink(missing_ok=True)
-    stale = [path for path in folder.glob("shard-*") if int(path.name[6:11]) >= n_shards]
-    for path in [*folder.glob(".*.tmp"), *stale]:
-        path.unlink(missing_ok=True)
-    return {int(path.stem[6:]) for path in folder.glob("shard-*.h5")}
+    make_folder(folder)
+    # First the index, so that a folder that was whole is never taken for whole while its shards change.
+    remove(folder / "index.json")
+    stale = [path for path in folder.glob(f"{_ANY_SHARD}.*") if int(path.name[6:11]) >= n_shards]
+    remove(*folder.glob(".*.tmp"), *stale)
+    return {int(path.stem[6:]) for path in folder.glob(f"{_ANY_SHARD}.h5")}
 
 
 def _describe(window_bytes, counts, seconds):
@@ -222,6 +230,8 @@ def _tables(cohort, visits, draws, visit_D):
 
 def _finish(folder, cohort, config, described, stage_hash):
     """Check that nothing was lost, write the quarantine table and the index."""
+    # A rank of a killed run may have outlived the removal at the start.
+    remove(*folder.glob(".*.tmp"))
     counts: Counter = Counter()
     lines = list(cohort.quarantine.iter_rows())
     for number in sorted(described):

@@ -8,8 +8,8 @@ import numpy as np
 
 from anyecg.kernels.counter import permute
 from anyecg.loaders.errors import ShardError
-from anyecg.loaders.files import digest
-from anyecg.loaders.index import CHUNK_COLUMNS, Index, open_index
+from anyecg.loaders.files import digest, file_hash
+from anyecg.loaders.index import CHUNK_COLUMNS, Index, open_index, table_path
 from anyecg.loaders.shard_file import SIGNAL, load_filter, opened
 
 MAX_OPEN_SHARDS = 64
@@ -77,6 +77,9 @@ class ChunkReader:
         self.index, self.cache_chunks = index, cache_chunks
         self.n_samples = index.head["samples"]
         self.n_leads = len(index.leads)
+        path = table_path(index.folder, "chunks")
+        if file_hash(path) != index.head["tables"]["chunks"]["sha256"]:
+            raise ShardError(f"{path}: changed since it was written; run 'anyecg shard' again")
         self.chunks = np.asarray(index.tables["chunks"])
         self.first_windows = self.chunks[:, CHUNK_COLUMNS.index("first_window")]
         self.filter = index.head["filter"]
@@ -97,7 +100,10 @@ class ChunkReader:
                 self.files[shard] = os.open(path, os.O_RDONLY)
             except OSError as cause:
                 raise ShardError(f"{path}: {cause.strerror}; run 'anyecg shard' again") from None
-        stored = os.pread(self.files[shard], n_bytes, offset)
+        try:
+            stored = os.pread(self.files[shard], n_bytes, offset)
+        except OSError:
+            stored = b""
         n_values = n_windows * self.n_leads * self.n_samples
         if len(stored) != n_bytes or zlib.crc32(stored) != crc32 or (self.filter == "none" and 2 * n_values > n_bytes):
             raise ShardError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anyecg.loaders.errors import AnyECGError, ShardError
+from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.files import file_hash
 from anyecg.loaders.index import count_overlapping, open_index, read_head, table_path
 from anyecg.loaders.progress import Progress
@@ -67,10 +67,13 @@ def _table_problems(folder, head):
     problems = []
     for name, table in head["tables"].items():
         path = table_path(folder, name)
-        if not path.is_file():
+        try:
+            if file_hash(path) != table["sha256"]:
+                problems.append(Problem(path.name, "changed since it was written; run 'anyecg shard' again"))
+        except FileNotFoundError:
             problems.append(Problem(path.name, "missing; run 'anyecg shard' again"))
-        elif file_hash(path) != table["sha256"]:
-            problems.append(Problem(path.name, "changed since it was written; run 'anyecg shard' again"))
+        except OSError as cause:
+            problems.append(Problem(path.name, f"cannot be read ({cause.strerror})"))
     return problems
 
 
@@ -100,13 +103,18 @@ def _check_shard(folder, head, number, places):
     if not path.is_file():
         return [Problem(name, "missing; run 'anyecg shard' again")], {}
     try:
-        found = describe_shard(path)
+        read = read_through(path, [place[:-1] for place in places or []])
+        if read[1] != wanted["sha256"]:
+            # A changed file is not shown to HDF5, which may crash on it.
+            torn = [chunk for chunk, place in zip(read[0], places or [], strict=True) if chunk.crc32 != place[-1]]
+            problems = [
+                Problem(name, f"damaged; {remake}", c.first_window, c.first_window + c.n_windows - 1) for c in torn
+            ]
+            where = "" if places is None else ", outside of the signal"
+            return problems or [Problem(name, f"changed since it was written{where}; {remake}")], {}
+        found = describe_shard(path, None if places is None else read)
     except (AnyECGError, OSError) as cause:
-        said = str(cause).removeprefix(f"{path}: ")
-        return _damaged_windows(path, name, places) or [Problem(name, said)], {}
-    if found["sha256"] != wanted["sha256"]:
-        problems = _damaged_windows(path, name, places)
-        return problems or [Problem(name, f"changed since it was written, outside of the signal; {remake}")], {}
+        return [Problem(name, str(cause).removeprefix(f"{path}: "))], {}
     problems = [
         Problem(name, f"{what} {found[what]}; the index says {wanted[what]}")
         for what in ("split", "lengths", "horizons") if found[what] != wanted[what]
@@ -116,18 +124,4 @@ def _check_shard(folder, head, number, places):
         for what, value in found["attributes"].items()
         if what not in ("format", "version") and value != head.get(what)
     ]
-    if places is not None and found["chunks"] != places:
-        problems.append(Problem(name, f"its chunks lie elsewhere than index-chunks.npy says; {remake}"))
     return problems, found["counts"]
-
-
-def _damaged_windows(path, name, places):
-    """Return the chunks that are not those of the index; none where the index cannot tell."""
-    try:
-        chunks, _, _ = read_through(path, [place[:-1] for place in places or []])
-    except (ShardError, OSError):
-        return []
-    return [
-        Problem(name, "damaged; remove the file and run 'anyecg shard' again", first, first + n_windows - 1)
-        for (first, n_windows, *_, found), place in zip(chunks, places or [], strict=True) if found != place[-1]
-    ]  # fmt: skip
