@@ -59,6 +59,7 @@ setup(
             "mypy>=1.13",
             "pip-audit>=2.7",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "scikit-learn>=1.5",
             "setuptools>=77",

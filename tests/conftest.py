@@ -1,6 +1,7 @@
 """What several tests share: the command line as a user runs it, and one small finished run."""
 
 import csv
+import fcntl
 import os
 import subprocess
 import sys
@@ -63,11 +64,19 @@ def write_small_config(folder, n_records=60):
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory):
-    """Return the folder of a finished run on 60 real recordings; tests read it and leave it as it is."""
-    folder = tmp_path_factory.mktemp("small")
-    done = anyecg("run", write_small_config(folder))
-    assert done.returncode == 0, done.stdout + done.stderr
+def small_run(tmp_path_factory, worker_id):
+    """Return the folder of a finished run on 60 real recordings; tests read it and leave it as it is.
+
+    The first worker that asks for it makes it, the others wait and share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "small"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run/report.html").exists():
+            folder.mkdir()
+            done = anyecg("run", write_small_config(folder))
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 
 
