@@ -9,7 +9,9 @@ import numpy as np
 from anyecg.kernels.counter import permute
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest
-from anyecg.loaders.index import CHUNK_COLUMNS, Index, open_index
+from anyecg.loaders.index import Index, open_index
+from anyecg.loaders.index_form import CHUNK_COLUMNS
+from anyecg.loaders.shard_parse import open_plain
 
 MAX_OPEN_SHARDS = 64
 __all__ = ["ChunkReader", "Index", "batch", "epoch_order", "n_batches", "open_index", "rows_of_rank"]
@@ -73,10 +75,16 @@ class ChunkReader:
     """
 
     def __init__(self, index, cache_chunks=256):
+        if index.head["filter"] != "none":
+            raise ShardError(
+                f"{index.folder}: shards with filter {index.head['filter']} are for HDF5 alone; "
+                "set shard.filter to none, then run 'anyecg shard' again"
+            )
         self.index, self.cache_chunks = index, cache_chunks
         self.n_samples = index.head["samples"]
         self.n_leads = len(index.leads)
         self.chunks = np.asarray(index.tables["chunks"])
+        self.n_windows = len(index.tables["window_visit"])
         self.first_windows = self.chunks[:, CHUNK_COLUMNS.index("first_window")]
         self.cache: OrderedDict = OrderedDict()
         self.files: OrderedDict = OrderedDict()
@@ -90,10 +98,7 @@ class ChunkReader:
         if shard not in self.files:
             if len(self.files) >= MAX_OPEN_SHARDS:
                 os.close(self.files.popitem(last=False)[1])
-            try:
-                self.files[shard] = os.open(path, os.O_RDONLY)
-            except OSError as cause:
-                raise ShardError(f"{path}: {cause.strerror}; run 'anyecg shard' again") from None
+            self.files[shard] = open_plain(path)
         stored = os.pread(self.files[shard], n_bytes, offset)
         n_values = n_windows * self.n_leads * self.n_samples
         if len(stored) != n_bytes or zlib.crc32(stored) != crc32 or 2 * n_values > n_bytes:
@@ -110,6 +115,11 @@ class ChunkReader:
     def read(self, rows):
         """Return int16 (rows, leads, samples) of the windows in those global rows."""
         rows = np.asarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_windows:
+            raise ShardError(
+                f"{self.index.folder}: windows {rows.min()} to {rows.max()} of {self.n_windows}; "
+                "run 'anyecg shard' again"
+            )
         out = np.empty((len(rows), self.n_leads, self.n_samples), np.int16)
         numbers = np.searchsorted(self.first_windows, rows, side="right") - 1
         for number in np.unique(numbers):

@@ -13,7 +13,8 @@ from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import RecordError, ShardError, UpgradeNeeded
 from anyecg.loaders.index import open_index
 from anyecg.loaders.records import Record, open_record
-from anyecg.loaders.shard_file import SETS, describe_shard
+from anyecg.loaders.shard_file import describe_shard
+from anyecg.loaders.shard_parse import SETS
 from anyecg.loaders.shards import ShardConfig
 from anyecg.loaders.verify import verify
 from anyecg.loaders.windows import drop_reasons, find_windows, store_windows
