@@ -441,7 +441,15 @@ def refusal(action, path):
     return said[:300], time.perf_counter() - start
 
 
-STRACE = ("strace", "-f", "-qq", "-e", "trace=open,openat,openat2,lstat,newfstatat,execve,socket,connect", "-o")
+STRACE = (
+    "strace",
+    "-f",
+    "-qq",
+    "--seccomp-bpf",
+    "-e",
+    "trace=open,openat,openat2,lstat,newfstatat,execve,socket,connect",
+    "-o",
+)
 
 
 def run_all(folder, *tracer):
