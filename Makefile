@@ -30,6 +30,7 @@ audit: $(INSTALLED)
 fuzz: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fuzz_configs --files $(FUZZ)
 	$(BIN)/python -m benchmarks.fuzz_headers --files $(FUZZ)
+	$(BIN)/python -m benchmarks.fuzz_shards --files $(FUZZ)
 
 install: $(INSTALLED)
 

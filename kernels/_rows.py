@@ -32,7 +32,7 @@ def _is_flat(array):
     return isinstance(array, types.Array) and array.layout == "C" and array.dtype == types.float32
 
 
-def _places(context, builder, array_type, array, start, stride, n):
+def _places(context, builder, array_type, array, start, stride, *, n):
     """Return where ``n`` rows begin that lie ``stride`` float32 apart."""
     data = context.make_array(array_type)(context, builder, array).data
     at = [builder.add(start, builder.mul(stride, ir.Constant(stride.type, i))) for i in range(n)]
@@ -80,7 +80,7 @@ def load(typing_context, array, start, stride):
     """
 
     def code(context, builder, signature, arguments):
-        return _pack(builder, _load(builder, _places(context, builder, signature.args[0], *arguments, ROWS)))
+        return _pack(builder, _load(builder, _places(context, builder, signature.args[0], *arguments, n=ROWS)))
 
     return (_rows(array, types.int64, types.int64), code) if _is_flat(array) else None
 
@@ -91,7 +91,7 @@ def store(typing_context, array, start, stride, rows):
 
     def code(context, builder, signature, arguments):
         *where, rows = arguments
-        _store(builder, _unpack(builder, rows), _places(context, builder, signature.args[0], *where, ROWS))
+        _store(builder, _unpack(builder, rows), _places(context, builder, signature.args[0], *where, n=ROWS))
         return context.get_dummy_value()
 
     return (types.void(array, types.int64, types.int64, _rows), code) if _is_flat(array) else None
@@ -102,7 +102,7 @@ def _push(at_end):
     def push(typing_context, rows, array, start):
         def code(context, builder, signature, arguments):
             rows, array, start = arguments
-            places = _places(context, builder, signature.args[1], array, start, ir.Constant(start.type, 0), 1)
+            places = _places(context, builder, signature.args[1], array, start, ir.Constant(start.type, 0), n=1)
             kept, new = _unpack(builder, rows), _load(builder, places)
             return _pack(builder, kept[1:] + new if at_end else new + kept[:-1])
 
@@ -149,7 +149,7 @@ def transpose(typing_context, source, start, stride, target, target_start, targe
     """Write a tile of 16 x 16 float32 transposed; rows lie ``stride`` apart in flat, C-contiguous arrays."""
 
     def code(context, builder, signature, arguments):
-        rows = _load(builder, _places(context, builder, signature.args[0], *arguments[:3], LANES))
+        rows = _load(builder, _places(context, builder, signature.args[0], *arguments[:3], n=LANES))
         # Each round interleaves rows half a tile apart; after four every value lies at its transposed place.
         half = LANES // 2
         low = ir.Constant(_PICKS, [n for i in range(half) for n in (i, LANES + i)])
@@ -157,7 +157,7 @@ def transpose(typing_context, source, start, stride, target, target_start, targe
         for _ in range(4):
             pairs = zip(rows[:half], rows[half:], strict=True)
             rows = [builder.shuffle_vector(a, b, part) for a, b in pairs for part in (low, high)]
-        _store(builder, rows, _places(context, builder, signature.args[3], *arguments[3:], LANES))
+        _store(builder, rows, _places(context, builder, signature.args[3], *arguments[3:], n=LANES))
         return context.get_dummy_value()
 
     if not (_is_flat(source) and _is_flat(target)):

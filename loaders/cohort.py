@@ -14,7 +14,6 @@ from anyecg.loaders.errors import CohortError
 from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document
 from anyecg.loaders.settings import Section
 
-SPLITS = ("train", "val", "test")
 RECORD_SCHEMA = {
     "visit_row": pl.Int32, "path": pl.String, "fs": pl.Float64, "start": pl.Int64, "n_samples": pl.Int64,
     "digest": pl.String,

@@ -8,31 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from anyecg.loaders.cohort import SPLITS
 from anyecg.loaders.errors import ShardError
-from anyecg.loaders.files import NewFile, digest, file_hash, read_document, replacing, write_document
-from anyecg.loaders.shard_file import opened
+from anyecg.loaders.files import NewFile, digest, file_hash, replacing, write_document
+from anyecg.loaders.index_form import HORIZON_BIT, TABLES, map_tables, read_head, table_head, table_path, table_shapes
+from anyecg.loaders.shard_parse import opened
+from anyecg.loaders.splits import SPLITS
 
 log = logging.getLogger(__name__)
-
-# Each table joins one set of all shards, row numbers made to count through the shards; dtype as stored.
-TABLES = {
-    "window_scale": ("windows/scale", np.float32, None),
-    "window_visit": ("windows/visit", np.int32, "visits"),
-    "window_start": ("windows/start", np.int64, None),
-    "window_flags": ("windows/flags", np.uint8, None),
-    "draw_labels": ("draws/labels", np.int8, None),
-    "draw_time": ("draws/time", np.int64, None),
-    "draw_visit": ("draws/visit", np.int32, "visits"),
-    "pair_window": ("pairs/window", np.int32, "windows"),
-    "pair_draw": ("pairs/draw", np.int32, "draws"),
-    "pair_horizons": ("pairs/horizons", np.uint8, None),
-    "visit_patient": ("visits/patient", np.uint64, None),
-    "visit_visit": ("visits/visit", np.uint64, None),
-    "visit_split": ("visits/split", np.int8, None),
-}
-CHUNK_COLUMNS = ("shard", "first_window", "n_windows", "offset", "n_bytes", "crc32")
-HORIZON_BIT = {60: 1, 30: 2, 15: 4}
 
 
 @dataclass(frozen=True)
@@ -109,7 +91,13 @@ class Index:
             here = shard == some
             first = first_pair_S[some]
             bits = np.asarray(self.tables["pair_horizons"][first : first + all_S[some]])
-            numbers[here] = first + np.flatnonzero(bits & HORIZON_BIT[horizon_min])[numbers[here] - first]
+            found = np.flatnonzero(bits & HORIZON_BIT[horizon_min])
+            if len(found) != wanted_S[some]:
+                raise ShardError(
+                    f"{self.folder}: {len(found)} pairs of shard {some} have {horizon_min} min, the index says "
+                    f"{wanted_S[some]}; run 'anyecg shard' again"
+                )
+            numbers[here] = first + found[numbers[here] - first]
         return numbers
 
     def pairs_of(self, split, horizon_min):
@@ -119,20 +107,14 @@ class Index:
 
 def _write_tables(folder, described, n_targets):
     """Join the tables of all shards, one shard after the other, row numbers made global; return each table's shape."""
-    n_rows = {what: sum(shard["lengths"][what] for shard in described) for what in described[0]["lengths"]}
-    shapes: dict[str, tuple[int, ...]] = {
-        name: (n_rows[source.split("/")[0]],) for name, (source, *_) in TABLES.items()
-    }
-    shapes["draw_labels"] += (n_targets,)
-    shapes["chunks"] = (sum(len(shard["chunks"]) for shard in described), len(CHUNK_COLUMNS))
-    base = dict.fromkeys(n_rows, 0)
+    shapes = table_shapes(described, n_targets)
+    base = dict.fromkeys(described[0]["lengths"], 0)
     with ExitStack() as stack:
         files = {}
         for name, shape in shapes.items():
             temporary = stack.enter_context(replacing(table_path(folder, name)))
             files[name] = stack.enter_context(NewFile(temporary))
-            head = {"descr": np.dtype(_dtype(name)).str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(files[name], head)
+            files[name].write(table_head(name, shape))
         for number, shard in enumerate(described):
             with opened(folder / shard["name"]) as (file, _):
                 for name, (source, dtype, rows_of) in TABLES.items():
@@ -143,15 +125,6 @@ def _write_tables(folder, described, n_targets):
             for what in base:
                 base[what] += shard["lengths"][what]
     return shapes
-
-
-def table_path(folder, name):
-    """Return the file of a table of the index."""
-    return Path(folder) / f"index-{name}.npy"
-
-
-def _dtype(name):
-    return np.int64 if name == "chunks" else TABLES[name][1]
 
 
 def count_overlapping(folder):
@@ -207,15 +180,6 @@ def write_index(folder, described, head, *, may_overlap=False):
     write_document(folder / "index.json", "anyecg-index", document)
 
 
-def read_head(folder):
-    """Read ``index.json``."""
-    return read_document(
-        Path(folder) / "index.json", "anyecg-index", error=ShardError,
-        missing=f"{folder} has no index: sharding did not finish. "
-        "Run the same command again; finished shards are kept.",
-    )  # fmt: skip
-
-
 def open_index(folder):
     """Open the index of a folder of shards.
 
@@ -226,25 +190,11 @@ def open_index(folder):
     Raises
     ------
     ShardError
-        No index (sharding did not finish), another version, or a table that is missing or of a wrong shape.
+        No index (sharding did not finish), another version, or a table that is missing or not of its form.
     """
     folder = Path(folder)
     head = read_head(folder)
-    tables = {}
-    for name in (*TABLES, "chunks"):
-        path = table_path(folder, name)
-        try:
-            tables[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as cause:
-            raise ShardError(f"{path}: missing or damaged ({cause}); run 'anyecg shard' again") from None
-        wanted = _dtype(name)
-        shape = head["tables"][name]["shape"]
-        if tables[name].dtype != wanted or list(tables[name].shape) != shape:
-            raise ShardError(
-                f"{path}: {tables[name].dtype} {tables[name].shape}, wanted {np.dtype(wanted)} {tuple(shape)}; "
-                "run 'anyecg shard' again"
-            )
-    return Index(folder, head, tables)
+    return Index(folder, head, map_tables(folder, head))
 
 
 def lost_files(folder):

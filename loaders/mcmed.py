@@ -7,11 +7,12 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from anyecg.loaders.cohort import RECORD_SCHEMA, REFERENCE_SCHEMA, SPLITS, Cohort, pseudonym, split_patients
+from anyecg.loaders.cohort import RECORD_SCHEMA, REFERENCE_SCHEMA, Cohort, pseudonym, split_patients
 from anyecg.loaders.errors import CohortError, RecordError
 from anyecg.loaders.labs import read_draws
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.records import open_record
+from anyecg.loaders.splits import SPLITS
 from anyecg.loaders.tables import collect, scan
 from anyecg.loaders.targets import read_targets
 from anyecg.loaders.vitals import read_vitals

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anyecg.loaders.cohort import SPLITS
+from anyecg.loaders.splits import SPLITS
 from anyecg.loaders.windows import SECONDS
 
 

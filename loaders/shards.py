@@ -19,7 +19,8 @@ from anyecg.loaders.plan import deal, plan_shards
 from anyecg.loaders.progress import SharedProgress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.settings import Section
-from anyecg.loaders.shard_file import ShardWriter, describe_shard, load_filter, shard_attributes
+from anyecg.loaders.shard_file import ShardWriter, describe_shard, shard_attributes
+from anyecg.loaders.shard_parse import load_filter
 from anyecg.loaders.windows import SECONDS
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ import numpy as np
 from anyecg.kernels.counter import permute
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest, file_hash
-from anyecg.loaders.index import CHUNK_COLUMNS, Index, open_index, table_path
-from anyecg.loaders.shard_file import SIGNAL, load_filter, opened
+from anyecg.loaders.index import Index, open_index
+from anyecg.loaders.index_form import CHUNK_COLUMNS, table_path
+from anyecg.loaders.shard_parse import SIGNAL, load_filter, open_plain, opened
 
 MAX_OPEN_SHARDS = 64
 __all__ = ["ChunkReader", "Index", "batch", "epoch_order", "n_batches", "open_index", "rows_of_rank"]
@@ -81,6 +82,7 @@ class ChunkReader:
         if file_hash(path) != index.head["tables"]["chunks"]["sha256"]:
             raise ShardError(f"{path}: changed since it was written; run 'anyecg shard' again")
         self.chunks = np.asarray(index.tables["chunks"])
+        self.n_windows = len(index.tables["window_visit"])
         self.first_windows = self.chunks[:, CHUNK_COLUMNS.index("first_window")]
         self.filter = index.head["filter"]
         load_filter(self.filter, index.folder)
@@ -96,10 +98,7 @@ class ChunkReader:
         if shard not in self.files:
             if len(self.files) >= MAX_OPEN_SHARDS:
                 os.close(self.files.popitem(last=False)[1])
-            try:
-                self.files[shard] = os.open(path, os.O_RDONLY)
-            except OSError as cause:
-                raise ShardError(f"{path}: {cause.strerror}; run 'anyecg shard' again") from None
+            self.files[shard] = open_plain(path)
         try:
             stored = os.pread(self.files[shard], n_bytes, offset)
         except OSError:
@@ -131,6 +130,11 @@ class ChunkReader:
     def read(self, rows):
         """Return int16 (rows, leads, samples) of the windows in those global rows."""
         rows = np.asarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_windows:
+            raise ShardError(
+                f"{self.index.folder}: windows {rows.min()} to {rows.max()} of {self.n_windows}; "
+                "run 'anyecg shard' again"
+            )
         out = np.empty((len(rows), self.n_leads, self.n_samples), np.int16)
         numbers = np.searchsorted(self.first_windows, rows, side="right") - 1
         for number in np.unique(numbers):

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from anyecg.loaders.cohort import SPLITS
+from anyecg.loaders.splits import SPLITS
 
 MIN_PATIENTS = 10
 SEX_NAMES = {0: "female", 1: "male", -1: "unknown"}

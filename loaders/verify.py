@@ -1,5 +1,6 @@
 """Re-read a folder of shards and compare everything with its index."""
 
+import hashlib
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anyecg.loaders.errors import AnyECGError
-from anyecg.loaders.files import file_hash
-from anyecg.loaders.index import count_overlapping, open_index, read_head, table_path
+from anyecg.loaders.errors import AnyECGError, ShardError
+from anyecg.loaders.index import count_overlapping, open_index
+from anyecg.loaders.index_form import read_head, table_path
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.shard_file import describe_shard, read_through
+from anyecg.loaders.shard_parse import open_plain
 
 
 class Problem(NamedTuple):
@@ -68,12 +70,13 @@ def _table_problems(folder, head):
     for name, table in head["tables"].items():
         path = table_path(folder, name)
         try:
-            if file_hash(path) != table["sha256"]:
-                problems.append(Problem(path.name, "changed since it was written; run 'anyecg shard' again"))
-        except FileNotFoundError:
-            problems.append(Problem(path.name, "missing; run 'anyecg shard' again"))
-        except OSError as cause:
-            problems.append(Problem(path.name, f"cannot be read ({cause.strerror})"))
+            with os.fdopen(open_plain(path), "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except (ShardError, OSError) as cause:
+            problems.append(Problem(path.name, str(cause).removeprefix(f"{path}: ")))
+            continue
+        if found != table["sha256"]:
+            problems.append(Problem(path.name, "changed since it was written; run 'anyecg shard' again"))
     return problems
 
 

@@ -126,7 +126,8 @@ def _cut(signal, number_W, found, fs):
 
 def drop_reasons(flags_W):
     """Count the windows that a shard does not take, by their first reason."""
-    counts, left_W = Counter(), flags_W[(flags_W & DROPPED) > 0]
+    counts: Counter = Counter()
+    left_W = flags_W[(flags_W & DROPPED) > 0]
     for flag, name in FLAG_NAMES.items():
         first_W = (left_W & flag & DROPPED) > 0
         if first_W.any():

@@ -42,12 +42,12 @@ def anyecg(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560, **options)
 
 
-def on_ranks(n_ranks, *arguments):
-    """Run the command line on MPI ranks."""
+def on_ranks(n_ranks, *arguments, **environment):
+    """Run the command line on MPI ranks, with more variables in their environment."""
     from anyecg.slurm.launch import find_mpirun
 
     command = [find_mpirun(), "-n", str(n_ranks), sys.executable, "-m", "anyecg.app.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=560, env=environment, stdin=subprocess.DEVNULL
     )  # fmt: skip

@@ -6,9 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from anyecg.loaders.cohort import SPLITS, CohortConfig, open_cohort, pseudonym, write_cohort
+from anyecg.loaders.cohort import CohortConfig, open_cohort, pseudonym, write_cohort
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.mcmed import mcmed_cohort
+from anyecg.loaders.splits import SPLITS
 
 LABS = (
     "CSN", "Order_time", "Result_time", "Component_name", "Component_value", "Component_units", "Component_nml_low",

@@ -1,0 +1,3 @@
+"""The names of the splits, in the order of their numbers."""
+
+SPLITS = ("train", "val", "test")
