@@ -9,7 +9,7 @@ from collections import Counter
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 5.0
 _TAG = 4711
 
 

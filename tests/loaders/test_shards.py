@@ -108,6 +108,12 @@ def test_in_equals_kept_plus_dropped_with_every_fault(tmp_path):
     }  # fmt: skip
     assert set(flags) <= {"windows kept but flagged: over 4 mV", "windows kept but flagged: no beat found"}
     assert len((tmp_path / "run/shards/quarantine.csv").read_text().splitlines()) == 1 + 3
+    said = (tmp_path / "run/log/shard.log").read_text().splitlines()[-1]
+    assert "done=18 of=18" in said
+    assert "windows_per_s=" in said
+    assert "MB_per_s=" in said
+    for drop in ("flat 4", "over 20 mV 1", "not finite 1", "unreadable 1", "shorter than a window 1"):
+        assert drop in said
 
 
 ELSEWHERE = {
