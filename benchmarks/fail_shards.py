@@ -68,7 +68,7 @@ class Stage:
             code = 99
             try:
                 said = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(said, 1)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 os.dup2(said, 2)
                 from anyecg.app.cli import main
 
