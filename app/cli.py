@@ -315,6 +315,8 @@ def _verify(arguments):
     try:
         read, problems = verify(folder)
     except (AnyECGError, OSError) as cause:
+        if not arguments.json:
+            raise
         read, problems = {}, [Problem("index.json", str(cause).removeprefix(f"{folder / 'index.json'}: "))]
     if arguments.json:
         found = {"folder": str(folder), "whole": not problems, **read, "problems": [p._asdict() for p in problems]}

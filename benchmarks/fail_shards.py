@@ -7,6 +7,7 @@ import argparse
 import atexit
 import ctypes
 import errno
+import logging
 import os
 import random
 import shutil
@@ -67,7 +68,7 @@ class Stage:
             code = 99
             try:
                 said = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(said, 1)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 os.dup2(said, 2)
                 from anyecg.app.cli import main
 
@@ -144,7 +145,7 @@ def every_call(stage, states, wanted, every, counts):
                         if again[0] or stage.files() != wanted:
                             raise SystemExit(f"{what}, call {k}, {name}: restart gave {again} {sorted(stage.files())}")
                         counts["restarts to the same bytes"] += 1
-                progress.advance(1)
+                progress.advance(1, str(dict(counts)))
 
 
 def on_ranks(stage, library, wanted, n_points, n_calls, rng, counts):
@@ -196,6 +197,7 @@ def main():
     if done.returncode:
         raise SystemExit(done.stderr)
     warm()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     stage = Stage(config)
     counts: Counter = Counter()
     states: dict[str, dict] = {}

@@ -156,6 +156,11 @@ def main():
         done = anyecg("cohort", config)
         if done.returncode:
             raise SystemExit(done.stderr)
+        # Compiled kernels are there before any time is taken.
+        done = anyecg("shard", config, "shard.ranks=1")
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        shutil.rmtree(config.parent / "run/shards")
         wanted, left = None, arguments.kills
         shardings = [Sharding(config, n_ranks) for n_ranks in arguments.ranks]
         for sharding in shardings:

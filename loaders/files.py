@@ -43,6 +43,11 @@ def _again_if_interrupted(call, *arguments):
             continue
 
 
+def _unlink(path):
+    with suppress(FileNotFoundError):
+        _again_if_interrupted(os.unlink, path)
+
+
 def _close(descriptor):
     """Close once: Linux has closed a descriptor even where a signal interrupted that."""
     with suppress(InterruptedError):
@@ -77,8 +82,7 @@ def make_folder(path):
 def remove(*paths):
     """Remove files, those that are there, all in one folder; they stay gone after a power loss."""
     for path in paths:
-        with suppress(FileNotFoundError):
-            _again_if_interrupted(os.unlink, path)
+        _unlink(path)
     if paths:
         _sync(Path(paths[0]).parent, os.O_RDONLY)
 
@@ -89,14 +93,14 @@ def replacing(path):
     path = Path(path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _unlink(temporary)  # of a killed process that had our number: in a container that is common
     try:
         yield temporary
         _sync(temporary, os.O_RDWR)
         _again_if_interrupted(os.rename, temporary, path)
         _sync(path.parent, os.O_RDONLY)
     finally:
-        with suppress(FileNotFoundError):
-            _again_if_interrupted(os.unlink, temporary)
+        _unlink(temporary)
 
 
 class NewFile:

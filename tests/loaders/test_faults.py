@@ -2,6 +2,8 @@
 
 import errno
 import json
+import logging
+import os
 import random
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from anyecg.app.cli import main
+from anyecg.app.cli import _LogFile, main
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import NewFile, replacing
 from anyecg.loaders.index import open_index
@@ -177,8 +179,20 @@ def test_killed_ranks_and_a_killed_mpirun_lose_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_second_temporary_of_the_same_name_is_refused(tmp_path):
-    with replacing(tmp_path / "a") as temporary:
-        NewFile(temporary).close()
+def test_a_temporary_of_a_killed_process_with_our_number_is_no_obstacle(tmp_path):
+    (tmp_path / f".a.{os.getpid()}.tmp").write_text("what a killed process left")
+    with replacing(tmp_path / "a") as temporary, NewFile(temporary) as file:
+        file.write(b"new")
         with pytest.raises(FileExistsError):
             NewFile(temporary)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "new")]
+
+
+def test_a_full_disk_under_the_log_is_said_once_and_stops_nothing(tmp_path, capsys):
+    handler = _LogFile(tmp_path / "x.log", delay=True)
+    for _ in range(2):
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError:
+            handler.handleError(logging.makeLogRecord({}))
+    assert capsys.readouterr().err == f"anyecg: {tmp_path}/x.log: full; lines are missing there\n"

@@ -35,6 +35,35 @@ def test_a_document_comes_back_and_another_version_is_named(tmp_path):
                 read_document(path, form, missing="")
 
 
+@pytest.mark.parametrize("form", ["anyecg-index", "anyecg-cohort", "anyecg-checkpoint", "anyecg-simulation"])
+def test_no_bit_of_a_sealed_document_can_change_unseen(tmp_path, form):
+    path = tmp_path / "x"
+    write_document(path, form, {"a": 1e5, "é": [None, True]})
+    data = path.read_bytes()
+    document = read_document(path, form, missing="")
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = read_document(path, form, missing="")
+        except AnyECGError:
+            continue
+        # A document from before there were seals has none; only such a one is left where the word itself is hit.
+        assert form != "anyecg-index"
+        assert {name: found[name] for name in document if name != "digest"}.items() <= document.items()
+        assert "digest" not in found
+
+
+def test_a_document_without_a_seal_is_read_where_such_were_written(tmp_path):
+    path = tmp_path / "x"
+    path.write_text(json.dumps({"format": "anyecg-cohort", "version": FORMATS["anyecg-cohort"], "a": 1}))
+    assert read_document(path, "anyecg-cohort", missing="")["a"] == 1
+    path.write_text(json.dumps({"format": "anyecg-index", "version": FORMATS["anyecg-index"], "a": 1}))
+    with pytest.raises(AnyECGError, match="its digest is another"):
+        read_document(path, "anyecg-index", missing="")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "1", "[" * 100_000, '{"format": 1}'])
 def test_damaged_documents_give_a_typed_error(tmp_path, text):
     (tmp_path / "x").write_text(text)
