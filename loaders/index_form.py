@@ -72,7 +72,7 @@ class _Head(_Form):
 
     fs: Annotated[int, Field(ge=1, le=100_000)]
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
-    leads: Annotated[_Names, Field(min_length=1, max_length=64)]
+    leads: Json[Annotated[list[str], Field(min_length=1, max_length=64)]]
     targets: _Names
     components: _Names
     preset: str

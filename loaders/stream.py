@@ -121,10 +121,11 @@ class ChunkReader:
     def _first_of_shard(self, shard):
         return int(self.first_windows[np.searchsorted(self.chunks[:, 0], shard)])
 
-    @staticmethod
-    def _through_hdf5(path, first, n_windows):
+    def _through_hdf5(self, path, first, n_windows):
         """Return windows that a filter has to unpack; ``first`` counts within the shard."""
-        with opened(path) as (file, _):
+        with opened(path) as (file, attributes):
+            if attributes["filter"] != self.filter:
+                raise ShardError(f"{path}: filter {attributes['filter']}, the index says {self.filter}; make it again")
             return file[SIGNAL][first : first + n_windows]
 
     def read(self, rows):

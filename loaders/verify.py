@@ -118,7 +118,10 @@ def _check_shard(folder, head, number, places):
         found = describe_shard(path, None if places is None else read)
     except (AnyECGError, OSError) as cause:
         return [Problem(name, str(cause).removeprefix(f"{path}: "))], {}
-    problems = [
+    problems = []
+    if places is not None and found["chunks"] != places:
+        problems.append(Problem(name, f"its chunks lie elsewhere than index-chunks.npy says; {remake}"))
+    problems += [
         Problem(name, f"{what} {found[what]}; the index says {wanted[what]}")
         for what in ("split", "lengths", "horizons") if found[what] != wanted[what]
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,26 @@ def small_index(small_run):
     from anyecg.loaders.stream import open_index
 
     return open_index(small_run / "shards")
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory):
+    """Return the folder of four tiny shards and their index, and the signal of all windows; not to be changed."""
+    from .loaders.tiny import write_tiny_set
+
+    folder = tmp_path_factory.mktemp("tiny") / "shards"
+    return folder, write_tiny_set(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_index(tiny_set):
+    """Return the index of the tiny set."""
+    from anyecg.loaders.stream import open_index
+
+    return open_index(tiny_set[0])
+
+
+@pytest.fixture
+def tiny_copy(tiny_set, tmp_path):
+    """Return a copy of the tiny set, to be damaged."""
+    return shutil.copytree(tiny_set[0], tmp_path / "shards")

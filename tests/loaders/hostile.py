@@ -1,9 +1,10 @@
-"""Hostile shards and indices, each of which must be refused: ``python -m tests.loaders.hostile FOLDER`` tries them all.
+"""Hostile shards and indices, each of which must be refused: ``python -m tests.loaders.hostile make|try FOLDER``.
 
-It prints one line of JSON: what each case said, the seconds it took, and the peak memory of this process and its child.
+Trying prints one line of JSON: what each case said, the seconds it took, the peak memory of the process and its child.
 Under strace, ``escapes`` tells what was opened outside.
 """
 
+import functools
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ import numpy as np
 from anyecg.kernels.checksum import fletcher32
 from anyecg.loaders.apart import end_children
 from anyecg.loaders.errors import ShardError, UpgradeNeeded
+from anyecg.loaders.files import write_document
 from anyecg.loaders.shard_file import describe_shard
 from anyecg.loaders.stream import ChunkReader, epoch_order, open_index
 from anyecg.loaders.verify import verify
@@ -40,13 +42,16 @@ SHARD_CASES, INDEX_CASES = {}, {}
 
 def shard_case(change, name=None):
     """Note a change of a shard's path."""
-    SHARD_CASES[name or change.__name__] = change
+    name = name or change.__name__
+    assert name not in SHARD_CASES, name
+    SHARD_CASES[name] = change
     return change
 
 
 def edit(change):
     """Return a change of a path that edits the open file."""
 
+    @functools.wraps(change)
     def on_path(path):
         with h5py.File(path, "r+", libver=("v110", "v110")) as file:
             change(file)
@@ -58,11 +63,11 @@ def replaced(name, **options):
     """Return a change that makes a set anew with other options."""
 
     def change(file):
-        rows, dtype, chunks = file[name].shape, file[name].dtype, file[name].chunks
+        stored = file[name]
+        kept = {"shape": stored.shape, "dtype": stored.dtype, "chunks": stored.chunks, "maxshape": stored.maxshape}
         del file[name]
-        file.create_dataset(
-            name, **{"shape": rows, "dtype": dtype, "chunks": chunks, "maxshape": (None,) * len(rows), **options}
-        )
+        chunked = options.get("chunks", True) is not None
+        file.create_dataset(name, **{"fletcher32": chunked, **kept, **options})
 
     return edit(change)
 
@@ -96,17 +101,20 @@ OPTIONS = {
     "of 10^12 rows": {"shape": (LARGE,)}, "of 2^62 rows": {"shape": (2**62,)}, "scalar": {"shape": (), "chunks": None,
     "maxshape": None}, "in other chunks": {"chunks": (7,)}, "in huge chunks": {"chunks": (2**28,)},
     "contiguous": {"chunks": None, "maxshape": None}, "of floats": {"dtype": "f8"}, "of other order": {"dtype": ">i8"},
-    "of compounds": {"dtype": [("a", "i8"), ("b", "f4")]}, "of texts": {"dtype": h5py.string_dtype()},
-    "of lists": {"dtype": h5py.vlen_dtype("i8")}, "of references": {"dtype": h5py.ref_dtype},
+    "of compounds": {"dtype": [("a", "i8"), ("b", "f4")]}, "of references": {"dtype": h5py.ref_dtype},
+    "of texts": {"dtype": h5py.string_dtype(), "fletcher32": False},
+    "of lists": {"dtype": h5py.vlen_dtype("i8"), "fletcher32": False},
     "of regions": {"dtype": h5py.regionref_dtype}, "of bools": {"dtype": bool}, "of opaques": {"dtype": "V8"},
     "of arrays": {"dtype": np.dtype(("i8", (9,)))}, "of 2-D": {"shape": (3, 3), "chunks": (3, 3),
-    "maxshape": (None, None)}, "deflated": {"compression": "gzip"}, "shuffled": {"shuffle": True, "fletcher32": True},
-    "without checksum": {"fletcher32": False}, "szip": {"scaleoffset": 0},
+    "maxshape": (None, None)}, "deflated": {"compression": "gzip"}, "shuffled": {"shuffle": True},
+    "without checksum": {"fletcher32": False}, "scaled": {"scaleoffset": 0, "fletcher32": False},
 }  # fmt: skip
 for _what, _options in OPTIONS.items():
     shard_case(replaced(TIME, **_options), f"set {_what}")
-shard_case(replaced(SIGNAL, shape=(LARGE, 1, SAMPLES), fletcher32=True), "signal of 10^12 rows")
-shard_case(replaced(SIGNAL, shape=(150, 1, 10**9), chunks=(64, 1, 10**6), fletcher32=True), "signal of wide rows")
+shard_case(replaced(SIGNAL, shape=(LARGE, 1, SAMPLES)), "signal of 10^12 rows")
+shard_case(
+    replaced(SIGNAL, shape=(150, 1, 10**9), chunks=(64, 1, 10**6), maxshape=(None, 1, None)), "signal of wide rows"
+)
 for _name in (TIME, "draws", SIGNAL):
     for _what, _link in {
         "external": lambda folder: h5py.ExternalLink(str(folder.parent / "outside" / "canary.h5"), "/draws/time"),
@@ -171,7 +179,7 @@ def unknown_filter(file):
 @shard_case
 @edit
 def deflate_bomb(file):
-    rows = 1 << 26
+    rows = 1 << 23
     del file[TIME]
     bomb = file.create_dataset(TIME, (rows,), "i8", chunks=(rows,), maxshape=(None,), compression="gzip")
     packer = zlib.compressobj(9)
@@ -297,11 +305,12 @@ def link_to_a_device(path):
 
 def index_case(name, change):
     """Note a change of a folder."""
+    assert name not in {**INDEX_CASES, **SHARD_CASES}, name
     INDEX_CASES[name] = change
 
 
 def of_head(*path_and_value):
-    """Return a change of one value in ``index.json``."""
+    """Return a change of one value in ``index.json``, sealed again as whoever made it up would."""
     *keys, last, value = path_and_value
 
     def change(folder):
@@ -310,7 +319,8 @@ def of_head(*path_and_value):
         for key in keys:
             inner = inner[key]
         inner[last] = value
-        (folder / "index.json").write_text(json.dumps(head))
+        del head["digest"]
+        write_document(folder / "index.json", "anyecg-index", head)
 
     return change
 
@@ -453,9 +463,20 @@ STRACE = (
 
 
 def run_all(folder, *tracer):
-    """Try every case in a process of its own; return what it printed. A pipe that is opened outside would hang it."""
-    command = [*tracer, sys.executable, "-m", "tests.loaders.hostile", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=500)
+    """Make every case, then try them all in a process of its own; return what it printed.
+
+    A pipe that is opened outside would hang it.
+    """
+    python = [sys.executable, "-m", "tests.loaders.hostile"]
+    subprocess.run([*python, "make", str(folder)], check=True, cwd=REPOSITORY, timeout=300)
+    done = subprocess.run(
+        [*tracer, *python, "try", str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+        timeout=500,
+    )
     return json.loads(done.stdout)
 
 
@@ -488,50 +509,51 @@ def lay(whole, folder):
         (os.link if untouched else shutil.copy)(path, folder / path.name)
 
 
-def forget_peak():
-    """Start the peak memory of this process anew: making a hostile file may take what it likes."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_mb():
-    """Return the peak memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def main():
-    """Try every case in the folder that is named."""
-    home = Path(sys.argv[1])
-    whole = home / "whole"
+def make(home):
+    """Lay every case into a folder of its own."""
+    whole, outside = home / "whole", home / "outside"
     write_tiny_set(whole)
-    outside = home / "outside"
     outside.mkdir()
     shutil.copy(whole / "shard-00000.h5", outside / "canary.h5")
     shutil.copy(whole / "index.json", outside / "index.json")
     (outside / "canary.dat").write_bytes(bytes(1000))
     os.mkfifo(outside / "pipe")
-    verify_whole(whole)
-    read_whole(whole)
-    folder, found, peak = home / "set", {}, 0.0
-    for name, change in (*SHARD_CASES.items(), *INDEX_CASES.items()):
+    (home / "set").mkdir()
+    for number, (name, change) in enumerate((*SHARD_CASES.items(), *INDEX_CASES.items())):
+        folder = home / "set" / str(number)
         lay(whole, folder)
+        change(folder / "shard-00000.h5" if name in SHARD_CASES else folder)
+
+
+def try_all(home):
+    """Try every case; return what each said and its seconds, and the peak memory of this process and its child."""
+    verify_whole(home / "whole")
+    read_whole(home / "whole")
+    found = {}
+    # A trace of the system's calls tells by these names what was opened by the trials.
+    (home / "begin").exists()
+    for number, name in enumerate((*SHARD_CASES, *INDEX_CASES)):
+        folder = home / "set" / str(number)
         if name in SHARD_CASES:
-            path = folder / "shard-00000.h5"
-            change(path)
-            trials = {"describe": (describe_shard, path), "verify": (verify_whole, folder)}
+            found[f"{name}: describe"] = refusal(describe_shard, folder / "shard-00000.h5")
         else:
-            change(folder)
-            trials = {"read": (read_whole, folder), "verify": (verify_whole, folder)}
-        forget_peak()
-        # A trace of the system's calls tells by these names what was opened by a trial.
-        Path(home / "begin").exists()
-        for what, (action, target) in trials.items():
-            found[f"{name}: {what}"] = refusal(action, target)
-        Path(home / "end").exists()
-        peak = max(peak, peak_mb())
-        shutil.rmtree(folder)
+            found[f"{name}: read"] = refusal(read_whole, folder)
+        found[f"{name}: verify"] = refusal(verify_whole, folder)
+    (home / "end").exists()
     end_children()
     of_child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-    print(json.dumps({"found": found, "peak_mb": peak, "child_peak_mb": of_child}))
+    # The peak that getrusage gives of this process would include the process that started it.
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
+    return {"found": found, "peak_mb": peak, "child_peak_mb": of_child}
+
+
+def main():
+    """Make or try every case in the folder that is named."""
+    what, home = sys.argv[1], Path(sys.argv[2])
+    if what == "make":
+        make(home)
+    else:
+        print(json.dumps(try_all(home)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import h5py
@@ -11,11 +10,9 @@ from scipy.signal import resample_poly
 
 from anyecg.kernels.segment import DROPPED, FLAT, HUGE, NONFINITE, PADDED
 from anyecg.loaders.cohort import open_cohort
-from anyecg.loaders.errors import RecordError, ShardError, UpgradeNeeded
+from anyecg.loaders.errors import RecordError
 from anyecg.loaders.index import open_index
 from anyecg.loaders.records import Record, open_record
-from anyecg.loaders.shard_file import describe_shard
-from anyecg.loaders.shard_parse import SETS
 from anyecg.loaders.shards import ShardConfig, write_shards
 from anyecg.loaders.stream import ChunkReader
 from anyecg.loaders.verify import verify
@@ -23,12 +20,6 @@ from anyecg.loaders.windows import drop_reasons, find_windows, store_windows
 
 from ..conftest import DEMO, anyecg, on_ranks, write_small_config
 from ..kernels.test_prepare import scipy_chain
-
-
-@pytest.fixture
-def shards(small_run, tmp_path):
-    """A copy of the small run's shards, to be damaged."""
-    return shutil.copytree(small_run / "shards", tmp_path / "shards")
 
 
 def cut_record(record, config, *, keep_all=False):
@@ -159,88 +150,6 @@ def test_a_filter_makes_the_files_smaller_and_changes_no_window(small_run, small
     n_bytes = [sum(shard["n_bytes"] for shard in index.head["shards"]) for index in (packed, small_index)]
     assert n_bytes[0] < 0.9 * n_bytes[1]
     assert verify(tmp_path)[1] == []
-
-
-def test_verify_finds_every_flipped_bit(shards):
-    assert verify(shards)[1] == []
-    rng = np.random.default_rng(3)
-    files = sorted(
-        path for path in shards.iterdir() if path.name.startswith(("shard-", "index-")) and path.suffix != ".csv"
-    )
-    for path in files:
-        whole = path.read_bytes()
-        data = bytearray(whole)
-        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-        path.write_bytes(data)
-        assert {problem.file for problem in verify(shards)[1]} == {path.name}
-        path.write_bytes(whole)
-
-
-def _edit(shards, change):
-    path = shards / "shard-00000.h5"
-    with h5py.File(path, "r+") as file:
-        change(file)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda f: f.attrs.modify("version", 99), "upgrade needed: anyecg-shard version 99"),
-        (lambda f: f.attrs.modify("format", "other"), "not a anyecg-shard file"),
-        (lambda f: f.__delitem__("pairs/draw"), "is missing"),
-        (lambda f: (f.__delitem__("draws/time"), f.create_dataset("draws/time", (3,), "i8")), "other filters"),
-        (
-            lambda f: (
-                f.__delitem__("draws/time"),
-                f.create_dataset("draws/time", (3,), "i8", external=[("/etc/hostname", 0, 24)]),
-            ),
-            "not stored in the file itself",
-        ),
-    ],
-)
-def test_a_shard_of_another_make_is_refused(shards, change, said):
-    path = _edit(shards, change)
-    with pytest.raises((ShardError, UpgradeNeeded), match=said):
-        describe_shard(path)
-
-
-@pytest.mark.parametrize("name", ["draws/time", "draws"])
-def test_a_link_into_another_file_is_not_followed(shards, name):
-    shutil.copy(shards / "shard-00001.h5", shards / "other.h5")
-
-    def change(file):
-        del file[name]
-        file[name] = h5py.ExternalLink(str(shards / "other.h5"), f"/{name}")
-
-    path = _edit(shards, change)
-    with pytest.raises(ShardError, match="linked from elsewhere"):
-        describe_shard(path)
-
-
-def test_an_index_of_another_version_is_refused_by_name(shards):
-    document = json.loads((shards / "index.json").read_text())
-    (shards / "index.json").write_text(json.dumps({**document, "version": 3}))
-    with pytest.raises(UpgradeNeeded, match="upgrade needed: anyecg-index version 3, this code reads version 2"):
-        open_index(shards)
-
-
-def test_a_folder_without_index_says_what_to_do(tmp_path):
-    with pytest.raises(
-        ShardError, match=r"sharding did not finish\. Run the same command again; finished shards are kept"
-    ):
-        open_index(tmp_path)
-
-
-def test_every_set_of_the_form_is_there_with_fletcher32(small_index):
-    with h5py.File(small_index.folder / "shard-00000.h5") as file:
-        for name in SETS:
-            assert file[name].fletcher32, name
-        assert file["windows/signal"].shape[1:] == (1, 5000)
-        assert set(file.attrs) == {
-            "format", "version", "code_version", "fs", "samples", "leads", "preset", "preset_hash", "filter", "targets",
-            "target_hash", "components", "split", "plan_hash", "counts",
-        }  # fmt: skip
 
 
 def test_faulty_windows_are_dropped_by_reason_and_kept_for_prediction():
