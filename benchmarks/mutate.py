@@ -61,6 +61,8 @@ def _of_messages(tree):
             skip(node.annotation)
         elif isinstance(node, ast.Expr) and isinstance(node.value, (ast.Constant, ast.JoinedStr)):
             skip(node)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            skip(node)
     return skipped
 
 
