@@ -59,9 +59,9 @@ def _of_messages(tree):
             skip(node)
         elif isinstance(node, ast.AnnAssign):
             skip(node.annotation)
-        elif isinstance(node, ast.Expr) and isinstance(node.value, (ast.Constant, ast.JoinedStr)):
-            skip(node)
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+        elif (isinstance(node, ast.Expr) and isinstance(node.value, (ast.Constant, ast.JoinedStr))) or (
+            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ):
             skip(node)
     return skipped
 
