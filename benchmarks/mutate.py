@@ -51,17 +51,9 @@ def _of_messages(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and node.exc is not None:
             skip(node.exc)
-        elif isinstance(node, ast.JoinedStr) or (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and ast.unparse(node.func.value) == "log"
-        ):
-            skip(node)
         elif isinstance(node, ast.AnnAssign):
             skip(node.annotation)
-        elif (isinstance(node, ast.Expr) and isinstance(node.value, (ast.Constant, ast.JoinedStr))) or (
-            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-        ):
+        elif isinstance(node, ast.JoinedStr) or ast.unparse(node).startswith(("log.", "__all__", "'")):
             skip(node)
     return skipped
 

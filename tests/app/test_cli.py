@@ -166,7 +166,7 @@ def test_a_shard_of_another_version_is_named_not_overwritten(small_run, tmp_path
     done = anyecg("shard", run / "config.toml", f"folder={run}")
     assert done.returncode == 2
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("anyecg shard: "))
-    assert "shard-00000.h5: upgrade needed: anyecg-shard version 99, this code reads version 1; remove it" in line
+    assert "shard-00000.h5: upgrade needed: anyecg-shard version 99, this code reads version 2; remove it" in line
     assert "Abort" not in done.stderr
 
 

@@ -72,6 +72,8 @@ def test_what_is_wrong_with_a_shard_is_said(shard, name):
         (with_values("windows/scale", np.inf), "a scale is not"), (with_values("windows/scale", -1), "a scale is not"),
         (with_values("windows/visit", 1), "paired with a draw of another visit"),
         (of_text("samples", 100_001), "windows of 100001 samples"), (of_text("samples", 51), "wanted .rows, "),
+        (of_text("samples", 100_000), "wanted .rows, "),
+        (edit(lambda file: file["windows/signal"].id.write_direct_chunk((64, 0, 0), bytes(6403))), "not all there"),
         (of_text("components", "[]"), "values has shape"), (of_text("targets", '["a"]'), "labels has shape"),
         (of_text("counts", '{"a": true}'), "holds no counts"), (of_text("counts", '{"a": -1}'), "holds no counts"),
         (of_text("counts", f'{{"a": {2**53}}}'), "holds no counts"), (of_text("counts", "[]"), "holds no counts"),
