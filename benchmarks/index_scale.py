@@ -13,7 +13,7 @@ import numpy as np
 
 from anyecg.kernels.prepare import preset_hash
 from anyecg.loaders.files import write_document
-from anyecg.loaders.index import CHUNK_COLUMNS, TABLES
+from anyecg.loaders.index_form import CHUNK_COLUMNS, table_dtype
 from anyecg.loaders.stream import batch, n_batches, open_index
 from benchmarks.kernels import processor
 
@@ -53,7 +53,7 @@ def make_index(folder, n_windows, n_visits):
         pairs = slice(*np.searchsorted(pair_window, (first, stop)))
         bits = tables["pair_horizons"][pairs]
         shards.append({
-            "name": f"shard-{number:05d}.h5", "sha256": "", "n_bytes": 0, "split": list(N_SHARDS)[split],
+            "name": f"shard-{number:05d}.h5", "sha256": "0" * 64, "n_bytes": 10**9, "split": list(N_SHARDS)[split],
             "lengths": {"draws": 6 * len(here), "visits": len(here), "windows": int(stop - first), "pairs": len(bits)},
             "horizons": [int((bits & bit > 0).sum()) for bit in (1, 2, 4)],
         })  # fmt: skip
@@ -64,14 +64,13 @@ def make_index(folder, n_windows, n_visits):
         chunks.append(chunk)
     tables["chunks"] = np.concatenate(chunks)
     for name, table in tables.items():
-        dtype = np.int64 if name == "chunks" else TABLES[name][1]
-        np.save(folder / f"index-{name}.npy", table.astype(dtype, copy=False))
+        np.save(folder / f"index-{name}.npy", table.astype(table_dtype(name), copy=False))
     write_document(folder / "index.json", "anyecg-index", {
         "fs": 500, "samples": 5000, "leads": '["II"]', "preset": "ecgfounder", "filter": "none",
         "preset_hash": preset_hash("ecgfounder", 500), "targets": json.dumps([f"t{c}" for c in range(N_TARGETS)]),
         "target_hash": "", "components": "[]", "stage_hash": "", "cohort_hash": "", "counts": {},
         "patients_in_two_splits": 0, "shards": shards, "hash": "",
-        "tables": {name: {"sha256": "", "n_bytes": 0, "shape": table.shape} for name, table in tables.items()},
+        "tables": {name: {"sha256": "0" * 64, "n_bytes": 0, "shape": table.shape} for name, table in tables.items()},
     })  # fmt: skip
 
 
