@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from anyecg.kernels.counter import uniform
+from anyecg.loaders.files import digest
 from anyecg.loaders.pairs import WINDOW_US, pair_windows
 
 MINUTE = 60_000_000
@@ -54,3 +56,11 @@ def test_the_sample_spreads_evenly_over_the_horizon():
     minutes = start[window[(bits & 1) > 0]] / MINUTE
     assert abs(minutes.mean() - 90) < 7
     assert np.histogram(minutes, 4, (30, 150))[0].min() > 30
+
+
+def test_lists_will_do_and_the_sample_is_the_smallest_of_the_hash():
+    start, time = windows(30), 15 * MINUTE
+    u = uniform(int(digest([1, 7, time]), 16), start.view(np.uint64))
+    window, _, bits = pair_windows(start.tolist(), [time], 7, seed=1, cap=5, horizons=(15,))
+    assert window.tolist() == sorted(np.argsort(u)[:5].tolist())
+    assert set(bits.tolist()) == {4}

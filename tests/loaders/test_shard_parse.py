@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from anyecg.loaders.errors import ShardError, UpgradeNeeded
-from anyecg.loaders.shard_file import describe_shard
+from anyecg.loaders.shard_file import ShardWriter, describe_shard
 from anyecg.loaders.shard_parse import chunk_sizes, load_filter, open_plain, parse_shard
 
 from .hostile import SHARD_CASES, edit, lay, not_refused, of_text, replaced, run_all, with_values
 from .mutants import make_seeds, mutate, outcome
-from .tiny import write_tiny_shard
+from .tiny import attributes, tiny_sets, write_tiny_shard
 
 SAID = {
     "set of 10^12 rows": "sets say 80000000",
@@ -121,6 +121,14 @@ def test_a_link_inside_the_file_is_not_followed(shard, tiny_set):
     edit(change)(shard)
     with pytest.raises(ShardError, match="draws/labels is linked from elsewhere"):
         parse_shard(shard)
+
+
+def test_a_shard_may_be_without_components(tmp_path):
+    sets = tiny_sets(9, "train", np.random.default_rng(0)) | {"draws/values": np.empty((6, 0))}
+    with ShardWriter(tmp_path / "a", {**attributes("train"), "components": "[]"}) as writer:
+        writer.append(np.ones((9, 50), np.int16))
+        writer.finish(sets, {})
+    assert parse_shard(tmp_path / "a")["lengths"]["draws"] == 6
 
 
 def test_the_sizes_of_chunks():
