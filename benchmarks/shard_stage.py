@@ -64,7 +64,7 @@ def rank(arguments):
 
     comm = MPI.COMM_WORLD
     cohort = part_of(open_cohort(arguments.run / "cohort"), arguments.windows, arguments.skip)
-    small = part_of(cohort, 1000)
+    small = part_of(cohort, 5000)
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as warm:
         # Compiled code is loaded before the clock starts; how long that takes is said beside.
         write_shards(warm, small, CONFIG, MPI.COMM_SELF, seed=1, stage_hash="")
