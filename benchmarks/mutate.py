@@ -59,7 +59,11 @@ def _of_messages(tree):
             skip(node.exc)
         elif isinstance(node, ast.AnnAssign):
             skip(node.annotation)
-        elif isinstance(node, ast.JoinedStr) or ast.unparse(node).startswith(("log.", "__all__", "'")):
+        elif (
+            (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+            or isinstance(node, ast.JoinedStr)
+            or ast.unparse(node).startswith(("log.", "__all__"))
+        ):
             skip(node)
     return skipped
 
