@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import importlib
 import os
 import random
 import shutil
@@ -32,6 +33,11 @@ MODULES = {
     "loaders/apart.py": ("loaders/test_apart", "loaders/test_shard_file"),
     "loaders/verify.py": ("loaders/test_verify",),
 }
+# What the tests import but the modules under test.
+LIBRARIES = (
+    "h5py", "mpi4py", "numba", "numpy.random", "polars", "pydantic", "pytest", "scipy.signal",
+    "scipy.stats", "tqdm",
+)  # fmt: skip
 SWAPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
@@ -53,7 +59,11 @@ def _of_messages(tree):
             skip(node.exc)
         elif isinstance(node, ast.AnnAssign):
             skip(node.annotation)
-        elif isinstance(node, ast.JoinedStr) or ast.unparse(node).startswith(("log.", "__all__", "'")):
+        elif (
+            (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+            or isinstance(node, ast.JoinedStr)
+            or ast.unparse(node).startswith(("log.", "__all__"))
+        ):
             skip(node)
     return skipped
 
@@ -85,7 +95,7 @@ def _changes(node):
         return [_without_sign]
     if isinstance(node, (ast.If, ast.While, ast.IfExp)):
         return [_negate]
-    if isinstance(node, ast.Return) and node.value is not None:
+    if isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
         return [_return_none]
     if isinstance(node, (ast.Expr, ast.Assign, ast.Raise, ast.Delete, ast.Continue, ast.Break)):
         return [_remove]
@@ -136,41 +146,36 @@ def _remove(node, tree):
     return "pass"
 
 
-def preload():
-    """Import what the tests need but the modules under test."""
-    import tqdm  # noqa: F401
+def run_tests(copied, tests):
+    """Run the tests on the copy, in silence; return pytest's exit status."""
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(quiet, descriptor)
+    sys.path.insert(0, str(copied))
+    os.environ |= {"PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"}
+    os.chdir(copied)
+    import pytest
+
+    # The whole of R13 takes half a minute; its cases are there one by one too.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(copied / "tmp"), "-k", "not within_its_means"]
+    status = pytest.main([*options, *(f"tests/{test}.py" for test in tests)])
+    with contextlib.suppress(Exception):
+        from anyecg.loaders.apart import end_children
+
+        end_children()
+    return int(status)
 
 
 def survives(copied, tests, seconds):
     """Say whether the tests pass in a fork of this process; None when they took too long."""
     child = os.fork()
     if not child:
-        os.setsid()
-        quiet = os.open(os.devnull, os.O_RDWR)
-        for descriptor in range(3):
-            os.dup2(quiet, descriptor)
-        sys.path.insert(0, str(copied))
-        os.environ |= {"PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"}
-        os.chdir(copied)
-        import pytest
-
-        # The whole of R13 takes half a minute; its cases are there one by one too.
-        options = [
-            "-x",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--basetemp",
-            str(copied / "tmp"),
-            "-k",
-            "not within_its_means",
-        ]
-        status = pytest.main([*options, *(f"tests/{test}.py" for test in tests)])
-        with contextlib.suppress(Exception):
-            from anyecg.loaders.apart import end_children
-
-            end_children()
-        os._exit(int(status))
+        status = 1
+        try:
+            status = run_tests(copied, tests)
+        finally:
+            os._exit(status)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -190,7 +195,8 @@ def main():
     parser.add_argument("--share", type=float, default=1.0, help="test a random share of the mutants")
     parser.add_argument("--seconds", type=float, default=60, help="a mutant whose tests take longer is killed")
     arguments = parser.parse_args()
-    preload()
+    for library in LIBRARIES:
+        importlib.import_module(library)
     sys.dont_write_bytecode = True
     totals = []
     with tempfile.TemporaryDirectory() as folder:

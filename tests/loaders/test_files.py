@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,8 @@ def test_a_document_carries_form_version_and_code_version(tmp_path):
     write_document(tmp_path / "a", "anyecg-index", {"x": [1]})
     head = {"format": "anyecg-index", "version": 2, "code_version": code_version(), "x": [1]}
     assert (tmp_path / "a").read_text() == json.dumps(head, indent=1) + "\n"
+    assert read_document(str(tmp_path / "a"), "anyecg-index", missing="") == head
+    assert code_version() == metadata.version("anyecg-lab")
 
 
 def test_what_is_wrong_with_a_document_is_said(tmp_path):
