@@ -109,6 +109,20 @@ def on_threads(way, window_WT, n_threads):
     return lambda: list(pool.map(way, parts))
 
 
+def compare_both(title, ways, *, n_windows, repeats, n_threads):
+    """Compare one thread, then ``n_threads`` that each do the same whole work, by the clock on the wall."""
+    compare(f"{title}, one thread", ways, n_windows=n_windows, repeats=repeats)
+    pool = ThreadPoolExecutor(n_threads)
+
+    def together(way):
+        return lambda: [done.result() for done in [pool.submit(way) for _ in range(n_threads)]]
+
+    compare(
+        f"{title}, {n_threads} threads", {name: together(way) for name, way in ways.items()},
+        n_windows=n_windows * n_threads, repeats=repeats, clock=time.perf_counter,
+    )  # fmt: skip
+
+
 def compare_prepare(window_WT, repeats, n_threads):
     """Compare filters, median and z-score; then say how far the copy of the same bytes is."""
     wide_WT = window_WT.astype(float)
@@ -215,7 +229,7 @@ def store_ours(counts, fs):
     return flags_W, *quantise(rate[: len(starts) * 5000].reshape(-1, 5000))
 
 
-def compare_store(window_WT, repeats):
+def compare_store(window_WT, repeats, n_threads):
     """Compare raw counts to stored windows, without the filters, at several rates."""
     whole = window_WT.reshape(-1)
     for fs in (128, 250, 257, 300, 360, 1000):
@@ -223,11 +237,12 @@ def compare_store(window_WT, repeats):
         wanted, found = store_numpy(counts, fs), store_ours(counts, fs)
         if not (wanted[0] == found[0]).all() or abs(wanted[1].astype(int) - found[1]).max() > 1:
             sys.exit(f"{fs} Hz: the two ways do not agree")
-        compare(
-            f"judge + resample + cut + int16 from {fs} Hz, one thread",
+        compare_both(
+            f"judge + resample + cut + int16 from {fs} Hz",
             {"SciPy and NumPy": lambda: store_numpy(counts, fs), "ours": lambda: store_ours(counts, fs)},  # noqa: B023
             n_windows=len(found[0]),
             repeats=repeats,
+            n_threads=n_threads,
         )
 
 
@@ -260,7 +275,7 @@ def in_groups(window_WT):
     return [window_WT[first : first + 64] for first in range(0, len(window_WT), 64)]
 
 
-def compare_high_quality(window_WT, repeats):
+def compare_high_quality(window_WT, repeats, n_threads):
     """Compare the 120-dB filter with soxr, where soxr happens to be installed; it is LGPL, never a dependency."""
     try:
         import soxr
@@ -270,14 +285,15 @@ def compare_high_quality(window_WT, repeats):
     whole = window_WT.reshape(-1)
     for fs in (128, 250, 257, 300, 360, 1000):
         signal = resample(whole, fs_in=500, fs_out=fs)
-        compare(
-            f"high-quality resampling from {fs} Hz, one thread",
+        compare_both(
+            f"high-quality resampling from {fs} Hz",
             {
                 "soxr HQ": lambda: soxr.resample(signal, fs, 500, quality="HQ"),  # noqa: B023
                 "ours": lambda: resample(signal, fs_in=fs, fs_out=500, quality="high"),  # noqa: B023
             },
             n_windows=len(window_WT),
             repeats=repeats,
+            n_threads=n_threads,
         )
 
 
@@ -293,9 +309,9 @@ def main():
     print(f"{processor()}, {n_threads} cores; NumPy {np.__version__}; load {os.getloadavg()[0]:.1f}")
     print(f"{len(window_WT)} windows of 10 s at 500 Hz from {arguments.records}; medians of {arguments.repeats} turns")
     compare_prepare(window_WT, arguments.repeats, n_threads)
-    compare_store(window_WT, arguments.repeats)
+    compare_store(window_WT, arguments.repeats, n_threads)
     compare_record(window_WT, arguments.repeats)
-    compare_high_quality(window_WT, arguments.repeats)
+    compare_high_quality(window_WT, arguments.repeats, n_threads)
 
 
 if __name__ == "__main__":
