@@ -101,8 +101,11 @@ class ChunkReader:
             self.files[shard] = open_plain(path)
         try:
             stored = os.pread(self.files[shard], n_bytes, offset)
-        except OSError:
-            stored = b""
+        except OSError as cause:
+            raise ShardError(
+                f"{path}: windows {first} to {first + n_windows - 1} of the index cannot be read ({cause.strerror}); "
+                "mend the disk or the path, then run it again"
+            ) from None
         n_values = n_windows * self.n_leads * self.n_samples
         if len(stored) != n_bytes or zlib.crc32(stored) != crc32:
             raise ShardError(

@@ -140,6 +140,27 @@ def test_a_restart_keeps_finished_shards_and_makes_the_lost_one_again(small_run,
     assert not list((run / "shards").glob(".*.tmp"))
 
 
+def test_a_long_visit_is_read_twice_and_gives_the_same_bytes(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("anyecg.loaders.collect._KEPT_SAMPLES", 0)
+    cohort = open_cohort(small_run / "cohort")
+    write_shards(
+        tmp_path, cohort, ShardConfig(pad_short=True, windows_per_shard=40), MPI.COMM_SELF, seed=3, stage_hash=""
+    )
+    for path in (small_run / "shards").glob("*.h5"):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_recording_too_long_for_memory_is_quarantined_and_counted(small_run, tmp_path, monkeypatch):
+    cohort = open_cohort(small_run / "cohort")
+    limit = int(cohort.records["n_samples"].max()) - 1
+    n_long = int((cohort.records["n_samples"] > limit).sum())
+    monkeypatch.setattr("anyecg.loaders.collect._MAX_SAMPLES", limit)
+    config = ShardConfig(pad_short=True, windows_per_shard=40, max_bad_fraction=1)
+    write_shards(tmp_path, cohort, config, MPI.COMM_SELF, seed=3, stage_hash="")
+    assert open_index(tmp_path).head["counts"].get("records dropped: unreadable", 0) == n_long > 0
+    assert (tmp_path / "quarantine.csv").read_text().count(f"wanted at most {limit}: split the record") == n_long
+
+
 def test_a_filter_makes_the_files_smaller_and_changes_no_window(small_run, small_index, tmp_path):
     cohort = open_cohort(small_run / "cohort")
     config = ShardConfig(pad_short=True, windows_per_shard=40, filter="bitshuffle-lz4")
