@@ -3,7 +3,8 @@
 import numpy as np
 
 from anyecg.loaders.dali import augmentation, make_pipeline, next_batch
-from anyecg.loaders.stream import ChunkReader, batch, n_batches, rows_of_rank
+from anyecg.loaders.reader import WindowReader
+from anyecg.loaders.stream import batch, n_batches, rows_of_rank
 
 
 class PairBatches:
@@ -24,11 +25,11 @@ class PairBatches:
 
     def __init__(self, index, stream, order, comm, *, first_step=0, device_id=None):
         self.index, self.stream, self.order, self.comm = index, stream, order, comm
-        self.reader = ChunkReader(index)
-        self.n_batches = n_batches(index, **{key: order[key] for key in ("batch_size", "split", "horizon_min")})
+        self.reader = WindowReader(index)
+        self.n_batches = n_batches(index, epoch=0, **order)
         self.pipeline = make_pipeline(
             lambda number: self._source(first_step + number), batch_size=-(-order["batch_size"] // comm.size),
-            n_samples=self.reader.n_samples, augmented=True, prefetch=stream.prefetch, device_id=device_id,
+            n_samples=self.reader.shape[1], augmented=True, prefetch=stream.prefetch, device_id=device_id,
         )  # fmt: skip
 
     def pairs(self, step):
@@ -67,9 +68,9 @@ class WindowBatches:
 
     def __init__(self, index, windows, *, batch_size, prefetch, device_id=None):
         self.index, self.windows, self.batch_size = index, windows, batch_size
-        self.reader = ChunkReader(index, cache_chunks=8)
+        self.reader = WindowReader(index, run_chunks=1, n_slots=8)
         self.pipeline = make_pipeline(
-            self._source, batch_size=batch_size, n_samples=self.reader.n_samples, augmented=False, prefetch=prefetch,
+            self._source, batch_size=batch_size, n_samples=self.reader.shape[1], augmented=False, prefetch=prefetch,
             device_id=device_id,
         )  # fmt: skip
 
