@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from anyecg.kernels.counter import permute, uniform
+from anyecg.kernels.counter import permute
+from anyecg.kernels.pools import pool_order
 from anyecg.loaders.slots import Slots
 
 # Pools whose inner order is kept, for each lane.
@@ -82,10 +83,6 @@ class EpochOrder:
         """Return the pairs of a pool in order, and which occurrence each is."""
         runs = self._runs[pool * self._pool_runs : (pool + 1) * self._pool_runs]
         pairs, copies = (np.concatenate(of_runs) for of_runs in zip(*map(self.chosen.of_run, runs), strict=True))
-        window = self.chosen.index.tables["pair_window"][pairs]
-        by_window = np.lexsort((uniform(self._key + 1, pairs), copies, window))
-        ordered = window[by_window]
-        turn = np.empty(len(pairs), np.int64)
-        turn[by_window] = np.arange(len(pairs)) - np.searchsorted(ordered, ordered)
-        by_turn = np.lexsort((uniform(self._key + 2, window), turn))
-        return np.stack([pairs[by_turn], copies[by_turn]], axis=1)
+        window = self.chosen.index.tables["pair_window"][pairs].astype(np.int64)
+        order = pool_order(window, pairs, copies, self._key)
+        return np.stack([pairs[order], copies[order]], axis=1)

@@ -4,7 +4,6 @@ import itertools
 import os
 import threading
 import time
-import zlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from anyecg.loaders.choice import run_starts
 from anyecg.loaders.counters import Counters
+from anyecg.loaders.crc32 import crc32
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import file_hash
 from anyecg.loaders.index_form import CHUNK_COLUMNS, table_path
@@ -62,7 +62,8 @@ class WindowReader:
         self._slots = Slots(len(self._starts) - 1, n_slots)
         self.n_windows = len(index.tables["window_visit"])
         self.shape = (len(index.leads), index.head["samples"])
-        self._kept = np.empty((self._slots.n_slots * run_chunks * CHUNK_WINDOWS, *self.shape), np.int16)
+        # Filled, so that the system gives the memory now and not within the reads.
+        self._kept = np.full((self._slots.n_slots * run_chunks * CHUNK_WINDOWS, *self.shape), 0, np.int16)
         self._rows_a_slot = run_chunks * CHUNK_WINDOWS
         self._files: OrderedDict = OrderedDict()
         self._lock = threading.Lock()
@@ -187,10 +188,10 @@ class WindowReader:
     def _check(self, number, buffers):
         if not self.check:
             return
-        start, crc32 = time.perf_counter_ns(), 0
+        start, found = time.perf_counter_ns(), 0
         for part in buffers:
-            crc32 = zlib.crc32(part, crc32)
-        if crc32 != self._chunks[number, _CRC32]:
+            found = crc32(part, found)
+        if found != self._chunks[number, _CRC32]:
             self._is_wrong(number, "are damaged; remove the file and run 'anyecg shard' again")
         n_windows, n_bytes = self._chunks[number, [_N_WINDOWS, _N_BYTES]].tolist()
         self.counters.add("check", start, n_bytes=n_bytes, n_windows=n_windows)

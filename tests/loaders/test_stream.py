@@ -119,23 +119,6 @@ def test_the_pairs_of_a_window_lie_as_far_apart_as_their_pool_allows(tiny_index)
 def windows_read(index, choice, *, batch_size, n_ranks):
     """Return how many windows all ranks read in an epoch, and how many there are."""
     order = order_of(index, seed=0, epoch=0, choice=choice)
-    chosen = order.chosen
-    edges = np.append(chosen.first_R, chosen.stop_R[-1])
-    n_read = 0
-    numbers = range(n_batches(index, batch_size=batch_size, seed=0, epoch=0, choice=choice))
-    batches = [batch(index, number, seed=0, epoch=0, batch_size=batch_size, choice=choice) for number in numbers]
-    for rank in range(n_ranks):
-        slots = Slots(len(chosen.runs_R), slots_of_rank(choice, batch_size=batch_size, n_ranks=n_ranks))
-        for pairs in batches:
-            runs = np.searchsorted(edges, rows_of_rank(pairs, rank, n_ranks), side="right") - 1
-            n_read += sum(len(slots.take(some)) for some, _ in slots.parts(runs))
-    assert order.n_units == sum(map(len, batches))
-    return n_read, len(chosen.runs_R)
-
-
-def windows_read(index, choice, *, batch_size, n_ranks):
-    """Return how many windows all ranks read in an epoch, and how many there are."""
-    order = order_of(index, seed=0, epoch=0, choice=choice)
     pairs = epoch_order(index, seed=0, epoch=0, choice=choice)
     run = np.searchsorted(order.chosen.first_R, pairs, side="right") - 1
     n_windows = np.add.reduceat(index.tables["chunks"][:, 2], run_starts(index, choice.run_chunks)[:-1])
