@@ -122,9 +122,7 @@ class Validation:
         batch_size = max(1, min(256, len(mine)))
         self.batches = None
         if len(mine):
-            self.batches = WindowBatches(
-                index, mine, batch_size=batch_size, prefetch=stream.prefetch, device_id=device.index
-            )  # fmt: skip
+            self.batches = WindowBatches(index, mine, stream, batch_size=batch_size, device_id=device.index)
 
     def measure(self, model):
         """Return (loss, mean AUROC over targets with both classes), the same on every rank; NaN without labels."""
@@ -135,6 +133,11 @@ class Validation:
         n_targets = self.labels.shape[1]
         gathered = self.comm.gather(torch.cat(logits).numpy() if logits else np.empty((0, n_targets), np.float32))
         return self.comm.bcast(self._summarise(np.concatenate(gathered)) if self.comm.rank == 0 else None)
+
+    def close(self):
+        """End what reads ahead."""
+        if self.batches:
+            self.batches.close()
 
     def _summarise(self, logit_BC):
         if not (self.labels >= 0).any():
@@ -186,7 +189,7 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
         anew beside it; where the finished model and ``curve.csv`` go.
     index : anyecg.loaders.index.Index
     config : FinetuneConfig
-    stream : anyecg.loaders.dali.StreamConfig
+    stream : anyecg.loaders.stream_config.StreamConfig
     comm : MPI communicator
         Every rank calls this.
     stage_hash : str
@@ -242,7 +245,8 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
                         "best_epoch": best_epoch,
                     }
                 )  # fmt: skip
-    batches.reader.close()
+    batches.close()
+    validation.close()
     if comm.rank == 0:
         load_weights(best, network)
         _write_curve(Path(model_folder) / "curve.csv", curve)
@@ -266,16 +270,19 @@ def _train_epoch(engine, batches, epoch, progress, comm):
     start, waited, n_windows, loss_sum, n_labels = time.monotonic(), 0.0, 0, 0.0, 0
     for step in range(epoch * batches.n_batches, (epoch + 1) * batches.n_batches):
         asked = time.monotonic()
-        x_BLT, label_BC = batches.next()
+        batch = batches.next()
         waited += time.monotonic() - asked
-        n_observed = batches.n_observed(step)
-        total = comm.allreduce(backward(engine, x_BLT, label_BC, n_observed=n_observed, n_ranks=comm.size))
+        # The denominator of the loss on every rank: what the rows of all ranks really carry.
+        n_observed = comm.allreduce(batch.n_measured)
+        total = comm.allreduce(
+            backward(engine, batch.x_BLT, batch.label_BC, n_observed=n_observed, n_ranks=comm.size)
+        )  # fmt: skip
         engine.step()
         if not math.isfinite(total):
             raise ModelError(f"the loss is {total} at step {step}; lower finetune.learning_rate, or look at the shards")
-        n_global = len(batches.pairs(step))
-        n_windows, loss_sum, n_labels = n_windows + n_global, loss_sum + total * n_observed, n_labels + n_observed
-        progress.advance(n_global, f"epoch {epoch + 1} loss {total:.3f}")
+        n_windows, n_labels = n_windows + batch.n_pairs, n_labels + n_observed
+        loss_sum += total * n_observed
+        progress.advance(batch.n_pairs, f"epoch {epoch + 1} loss {total:.3f}")
     seconds = time.monotonic() - start
     return {
         "windows": n_windows, "loss": loss_sum / max(n_labels, 1), "rate": n_windows / seconds,
