@@ -9,7 +9,10 @@ from anyecg.loaders.files import digest
 from anyecg.loaders.index import Index, open_index
 from anyecg.loaders.order import EpochOrder
 
-__all__ = ["Index", "batch", "epoch_order", "n_batches", "open_index", "order_of", "rows_of_rank", "slots_of_rank"]
+__all__ = [
+    "Index", "batch", "epoch_order", "n_batches", "n_units", "open_index", "order_of", "pairs_at", "rows_of_rank",
+    "slots_of_rank",
+]  # fmt: skip
 _DEFAULT = Choice()
 # Orders, and choices of pairs, kept an index: this epoch's and the next one's, of two splits.
 _KEPT = 8
@@ -60,9 +63,31 @@ def _kept(index, key, make):
     return index.orders[key]
 
 
+def n_units(index, **order):
+    """Return how many pairs an epoch has, or samples of several windows (``order`` as in ``order_of``)."""
+    return order_of(index, **order).n_units
+
+
+def pairs_at(index, places, **order):
+    """Return the pairs at some places of an epoch (``order`` as in ``order_of``).
+
+    Parameters
+    ----------
+    places : int64 array, shape (B,)
+        Each in 0 .. n_units - 1.
+
+    Returns
+    -------
+    int64 array, shape (B,); (B, windows_per_sample) where a sample has several windows
+        Pair numbers, which count through the index in shard order.
+    """
+    with _lock:
+        return order_of(index, **order).at(places)
+
+
 def n_batches(index, *, batch_size, **order):
     """Return how many batches an epoch has (``order`` as in ``order_of``); the last one may be smaller."""
-    return -(-order_of(index, **order).n_units // batch_size)
+    return -(-n_units(index, **order) // batch_size)
 
 
 def batch(index, number, *, seed, epoch, batch_size, split="train", horizon_min=60, choice=_DEFAULT):
@@ -81,21 +106,19 @@ def batch(index, number, *, seed, epoch, batch_size, split="train", horizon_min=
     Returns
     -------
     int64 array, shape (batch_size,) or less; (batch_size, windows_per_sample) where a sample has several windows
-        Pair numbers, which count through the index in shard order.
     """
-    order = order_of(index, seed=seed, epoch=epoch, split=split, horizon_min=horizon_min, choice=choice)
-    first, last = number * batch_size, min((number + 1) * batch_size, order.n_units)
+    order = {"seed": seed, "epoch": epoch, "split": split, "horizon_min": horizon_min, "choice": choice}
+    n_all = n_units(index, **order)
+    first, last = number * batch_size, min((number + 1) * batch_size, n_all)
     if not 0 <= first < last:
-        raise ValueError(f"batch {number} of an epoch with {-(-order.n_units // batch_size)} batches")
-    with _lock:
-        return order.at(np.arange(first, last))
+        raise ValueError(f"batch {number} of an epoch with {-(-n_all // batch_size)} batches")
+    return pairs_at(index, np.arange(first, last), **order)
 
 
 def epoch_order(index, *, seed, epoch, split="train", horizon_min=60, choice=_DEFAULT):
     """Return an epoch's pair numbers in order, int64, as ``batch`` gives them; for small sets and tests."""
-    order = order_of(index, seed=seed, epoch=epoch, split=split, horizon_min=horizon_min, choice=choice)
-    with _lock:
-        return order.at(np.arange(order.n_units))
+    order = {"seed": seed, "epoch": epoch, "split": split, "horizon_min": horizon_min, "choice": choice}
+    return pairs_at(index, np.arange(n_units(index, **order)), **order)
 
 
 def rows_of_rank(rows, rank, n_ranks):
