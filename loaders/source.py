@@ -187,7 +187,7 @@ class PairSource(_Source):
         )  # fmt: skip
 
     def _read(self, epoch, places, pairs, signal_BLT):
-        """Read the windows of ``pairs``; replace, in ``pairs`` too, what lies in bad chunks; return how many samples."""
+        """Read the windows of ``pairs``; replace, there too, what lies in bad chunks; return how many samples."""
         window, n_each = self.index.tables["pair_window"], self.windows_per_sample
         if self.config.on_damage == "fail":
             self.reader.read(window[pairs], signal_BLT)

@@ -42,7 +42,8 @@ class PairBatches:
         self._source = PairSource(index, stream, order, rank=comm.rank, n_ranks=comm.size, counters=self.counters)
         self.n_batches, self.n_each = self._source.n_batches, stream.windows_per_sample
         self._loader = _load(
-            self._source, stream, first_step=self._source.first_step(first_epoch), device_id=device_id, counters=self.counters
+            self._source, stream, first_step=self._source.first_step(first_epoch), device_id=device_id,
+            counters=self.counters,
         )  # fmt: skip
 
     def next(self):

@@ -292,7 +292,8 @@ def _train_epoch(engine, batches, epoch, progress, comm):
         engine.step()
         if not math.isfinite(total):
             raise ModelError(
-                f"the loss is {total} at batch {number} of epoch {epoch + 1}; lower finetune.learning_rate, or look at the shards"
+                f"the loss is {total} at batch {number} of epoch {epoch + 1}; "
+                "lower finetune.learning_rate, or look at the shards"
             )
         n_samples, n_labels, loss_sum = n_samples + batch.n_pairs, n_labels + n_observed, loss_sum + total * n_observed
         n_substituted += batch.n_substituted
