@@ -136,7 +136,7 @@ class PairSource(_Source):
         n_rows = -(-order["batch_size"] // n_ranks)
         super().__init__(
             index, n_rows * self.windows_per_sample, counters, run_chunks=config.run_chunks,
-            n_slots=slots_of_rank(config, batch_size=order["batch_size"], n_ranks=n_ranks),
+            threads=config.read_threads, n_slots=slots_of_rank(config, batch_size=order["batch_size"], n_ranks=n_ranks),
         )  # fmt: skip
         check_preset(config, index)
         self.config, self.order, self.rank, self.n_ranks = config, order, rank, n_ranks

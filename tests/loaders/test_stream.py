@@ -3,6 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from anyecg.kernels.counter import permute, uniform
 from anyecg.loaders.choice import Choice, run_starts
@@ -12,6 +13,7 @@ from anyecg.loaders.stream import batch, epoch_order, n_batches, open_index, ord
 from benchmarks.index_scale import make_index
 
 OPTIONS = {"seed": 5, "epoch": 2}
+WORLD_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 64)
 
 
 def slow_pairs(index, split, horizon_min):
@@ -40,19 +42,16 @@ def test_the_order_of_released_shards_never_changes(tiny_index):
     )
 
 
-@pytest.mark.parametrize("seed", [0, 1, 77])
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 1000])
-def test_batches_and_their_parts_on_ranks_make_up_the_epoch(tiny_index, batch_size, seed):
-    for epoch in range(3):
-        order = epoch_order(tiny_index, seed=seed, epoch=epoch)
-        assert np.sort(order).tolist() == tiny_index.pairs_of("train", 60).tolist()
-        n = n_batches(tiny_index, batch_size=batch_size, seed=seed, epoch=epoch)
-        assert n == -(-len(order) // batch_size)
-        batches = [batch(tiny_index, number, seed=seed, epoch=epoch, batch_size=batch_size) for number in range(n)]
-        for n_ranks in (1, 2, 3, 4, 6, 8, 12, 16, 64):
-            parts = [[rows_of_rank(pairs, rank, n_ranks) for rank in range(n_ranks)] for pairs in batches]
-            np.testing.assert_array_equal(np.concatenate([part for one in parts for part in one]), order)
-            assert all(abs(len(part) - len(batches[0]) / n_ranks) < 1 for part in parts[0])
+def test_batches_and_their_parts_on_ranks_make_up_the_epoch(tiny_index, batch_size):
+    order = epoch_order(tiny_index, **OPTIONS)
+    n = n_batches(tiny_index, batch_size=batch_size, **OPTIONS)
+    assert n == -(-len(order) // batch_size)
+    batches = [batch(tiny_index, number, **OPTIONS, batch_size=batch_size) for number in range(n)]
+    for n_ranks in WORLD_SIZES:
+        parts = [[rows_of_rank(pairs, rank, n_ranks) for rank in range(n_ranks)] for pairs in batches]
+        np.testing.assert_array_equal(np.concatenate([part for one in parts for part in one]), order)
+        assert all(abs(len(part) - len(batches[0]) / n_ranks) < 1 for part in parts[0])
 
 
 def test_each_of_500_steps_is_resumed_with_the_same_batch(tiny_index):
@@ -69,6 +68,40 @@ def test_each_of_500_steps_is_resumed_with_the_same_batch(tiny_index):
         parts = np.concatenate([rows_of_rank(pairs, rank, n_ranks) for rank in range(n_ranks)])
         first = epoch * ends + number * 3
         np.testing.assert_array_equal(parts, wanted[first : min(first + 3, (epoch + 1) * ends)])
+
+
+PARTS = [
+    (seed, epoch, n_ranks, rank, number)
+    for seed in (0, 1, 77) for epoch in range(3) for n_ranks in WORLD_SIZES for number in range(21)
+    for rank in range(n_ranks)
+]  # fmt: skip
+
+
+class Parts:
+    """What every rank of every world size takes in every batch of nine epochs."""
+
+    def __init__(self, folder):
+        self.folder, self.index = folder, None
+
+    def __getitem__(self, row):
+        self.index = self.index or open_index(self.folder)
+        seed, epoch, n_ranks, rank, number = PARTS[row]
+        return rows_of_rank(batch(self.index, number, seed=seed, epoch=epoch, batch_size=16), rank, n_ranks)
+
+    def __len__(self):
+        return len(PARTS)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("n_workers", [0, 1, 4, 8])
+def test_the_order_is_the_same_on_any_number_of_ranks_and_workers(tiny_index, n_workers):
+    parts = iter(DataLoader(Parts(tiny_index.folder), batch_size=None, num_workers=n_workers, collate_fn=np.asarray))
+    for seed, epoch in itertools.product((0, 1, 77), range(3)):
+        wanted = epoch_order(tiny_index, seed=seed, epoch=epoch)
+        assert len(wanted) == 336
+        for n_ranks in WORLD_SIZES:
+            found = np.concatenate([next(parts) for _ in range(21 * n_ranks)])
+            np.testing.assert_array_equal(found, wanted)
 
 
 def slow_order(index, choice, *, seed, epoch):
