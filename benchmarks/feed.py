@@ -12,7 +12,7 @@ import torch
 from anyecg.loaders.augment import AugmentConfig, draw_changes
 from anyecg.loaders.dali import DaliBatches, make_pipeline
 from anyecg.loaders.plain import TorchBatches
-from anyecg.loaders.source import Block, WindowSource
+from anyecg.loaders.source import WindowSource
 from anyecg.loaders.stream import open_index
 from tests.loaders import tiny
 

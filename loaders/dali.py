@@ -23,8 +23,8 @@ def _dali():
         import nvidia.dali.math
     except ImportError as cause:
         raise AnyECGError(
-            f"NVIDIA DALI is missing ({cause}); pip install 'anyecg-lab[cuda130]' or '[cuda120]', as your driver's CUDA, "
-            "or set stream.loader = 'torch'"
+            f"NVIDIA DALI is missing ({cause}); pip install 'anyecg-lab[cuda130]' or '[cuda120]', for your driver, or "
+            "set stream.loader = 'torch'"
         ) from None
     return nvidia.dali
 
@@ -150,8 +150,9 @@ class DaliBatches:
         self._prefetcher = Prefetcher(source, [source.buffer() for _ in range(prefetch + 1)])
         self._counters = counters or Counters()
         self._first_step, self._on_gpu = first_step, device_id is not None
-        # What the blocks inside DALI count, in order; outputs that torch's stream may still be copying from.
-        self._counts, self._held = deque(), deque()
+        # What the blocks inside DALI count, in order; outputs that torch may still be copying from.
+        self._counts: deque = deque()
+        self._held: deque = deque()
         self._error = None
         self._pipeline = make_pipeline(
             self._feed, batch_size=source.batch_size, shape=(source.n_leads, source.n_samples), fs=source.fs,
@@ -165,7 +166,7 @@ class DaliBatches:
             # DALI would give it back as text inside an error of its own.
             self._error = cause
             raise
-        self._counts.append(block[-3:])
+        self._counts.append(block.counts)
         return block
 
     def next(self):
