@@ -193,8 +193,9 @@ class DaliBatches:
     def _to_torch(self, outputs):
         """Return the outputs as torch tensors.
 
-        On the CPU they share memory, which the dynamic executor gives back only when the tensor goes. On a GPU they are
-        copied on torch's stream, and the outputs are held until that copy is done.
+        On the CPU they share memory, which the dynamic executor gives back only when the tensor goes. On a GPU, where
+        torch may still be at work on a tensor that is gone, they are copied on torch's stream, and the outputs are held
+        until that copy is done.
         """
         import torch
 
@@ -204,10 +205,8 @@ class DaliBatches:
             copied = torch.cuda.Event()
             copied.record()
             self._held.append((copied, outputs))
-            while self._held[0][0].query() or len(self._held) > QUEUE:
+            if len(self._held) > QUEUE:
                 self._held.popleft()[0].synchronize()
-                if not self._held:
-                    break
         return tensors
 
     def checkpoint(self):
