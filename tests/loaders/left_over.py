@@ -19,9 +19,11 @@ from anyecg.loaders.source import PairSource
 from anyecg.loaders.stream import open_index
 from anyecg.loaders.stream_config import StreamConfig
 
-def read(folder, loader):
-    order = {"seed": 5, "batch_size": 16, "split": "train", "horizon_min": 60}
-    source = PairSource(open_index(folder), StreamConfig(noise_mv=0.1, shift_seconds=1.0), order)
+order = {"seed": 5, "batch_size": 16, "split": "train", "horizon_min": 60}
+source = PairSource(open_index(sys.argv[1]), StreamConfig(noise_mv=0.1, shift_seconds=1.0), order)
+source(0)
+
+def read(loader):
     if loader == "dali":
         batches = DaliBatches(source, prefetch=2)
     else:
@@ -34,7 +36,7 @@ def read(folder, loader):
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        read(sys.argv[1], line.strip())
+        read(line.strip())
     os.waitpid(child, 0)
     print("gone", flush=True)
 """
