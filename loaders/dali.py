@@ -104,7 +104,7 @@ def make_pipeline(source, *, batch_size, shape, fs, config, prefetch=QUEUE, devi
         return [getattr(block, name) for name in parts]
 
     @dali.pipeline_def(
-        batch_size=batch_size, num_threads=len(os.sched_getaffinity(0)) if device_id is None else 1,
+        batch_size=batch_size, num_threads=min(4, len(os.sched_getaffinity(0))) if device_id is None else 1,
         device_id=device_id, prefetch_queue_depth=prefetch, exec_dynamic=True, enable_checkpointing=True,
         checkpoint=checkpoint,
     )  # fmt: skip

@@ -56,8 +56,13 @@ def _in_use():
     return found
 
 
+def _names():
+    # MPI's files are other programs': no reader starts MPI.
+    return {path.name for path in SHARED.iterdir() if not path.name.startswith("mpich")}
+
+
 def _left_since(before):
-    new = {path.name for path in SHARED.iterdir()} - before
+    new = _names() - before
     return sorted(new - _in_use()) if new else []
 
 
@@ -69,9 +74,12 @@ def kill_readers(folder, loader, *, n_cycles, rng):
     list of str
         Names in /dev/shm that were not there before and that no living process uses, when all workers are gone.
     """
-    before, workers = {path.name for path in SHARED.iterdir()}, []
+    before, workers = _names(), []
     command = [sys.executable, "-c", READ, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    # Workers of a killed reader tell on stderr of connections that broke.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
         for _ in range(n_cycles):
             server.stdin.write(f"{loader}\n")
             server.stdin.flush()
