@@ -1,4 +1,4 @@
-"""Kill processes that read with kill -9, each loader 100 times, and print what they left: files in /dev/shm, workers."""
+"""Kill readers with kill -9, 100 of each loader, and print what they left: files in /dev/shm, workers."""
 
 import argparse
 import random

@@ -105,9 +105,10 @@ def draw_changes(pairs, *, seed, epoch, config, fs, n_samples):
         length = np.floor(u("mask length") * (min(round(config.mask_seconds * fs), n_samples) + 1))
         drawn["mask_start"] = np.floor(u("mask start") * (n_samples - length + 1))
         drawn["mask_stop"] = drawn["mask_start"] + length
-    return np.stack([np.empty(len(pairs)), *(drawn[name] for name in columns(config))], axis=1)[:, 1:].astype(
-        np.float32
-    )
+    changes_Bn = np.empty((len(pairs), len(drawn)), np.float32)
+    for column, name in enumerate(columns(config)):
+        changes_Bn[:, column] = drawn[name]
+    return changes_Bn
 
 
 @lru_cache(maxsize=2)

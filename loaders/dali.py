@@ -23,8 +23,8 @@ def _dali():
         import nvidia.dali.math
     except ImportError as cause:
         raise AnyECGError(
-            f"NVIDIA DALI is missing ({cause}); pip install 'anyecg-lab[cuda130]' or '[cuda120]', as your driver's CUDA, "
-            "or set stream.loader = 'torch'"
+            f"NVIDIA DALI is missing ({cause}); pip install 'anyecg-lab[cuda130]' or '[cuda120]', for your driver, or "
+            "set stream.loader = 'torch'"
         ) from None
     return nvidia.dali
 
@@ -104,7 +104,7 @@ def make_pipeline(source, *, batch_size, shape, fs, config, prefetch=QUEUE, devi
         return [getattr(block, name) for name in parts]
 
     @dali.pipeline_def(
-        batch_size=batch_size, num_threads=len(os.sched_getaffinity(0)) if device_id is None else 1,
+        batch_size=batch_size, num_threads=min(4, len(os.sched_getaffinity(0))) if device_id is None else 1,
         device_id=device_id, prefetch_queue_depth=prefetch, exec_dynamic=True, enable_checkpointing=True,
         checkpoint=checkpoint,
     )  # fmt: skip
@@ -150,8 +150,9 @@ class DaliBatches:
         self._prefetcher = Prefetcher(source, [source.buffer() for _ in range(prefetch + 1)])
         self._counters = counters or Counters()
         self._first_step, self._on_gpu = first_step, device_id is not None
-        # What the blocks inside DALI count, in order; outputs that torch's stream may still be copying from.
-        self._counts, self._held = deque(), deque()
+        # What the blocks inside DALI count, in order; outputs that torch may still be copying from.
+        self._counts: deque = deque()
+        self._held: deque = deque()
         self._error = None
         self._pipeline = make_pipeline(
             self._feed, batch_size=source.batch_size, shape=(source.n_leads, source.n_samples), fs=source.fs,
@@ -165,7 +166,7 @@ class DaliBatches:
             # DALI would give it back as text inside an error of its own.
             self._error = cause
             raise
-        self._counts.append(block[-3:])
+        self._counts.append(block.counts)
         return block
 
     def next(self):
@@ -192,8 +193,9 @@ class DaliBatches:
     def _to_torch(self, outputs):
         """Return the outputs as torch tensors.
 
-        On the CPU they share memory, which the dynamic executor gives back only when the tensor goes. On a GPU they are
-        copied on torch's stream, and the outputs are held until that copy is done.
+        On the CPU they share memory, which the dynamic executor gives back only when the tensor goes. On a GPU, where
+        torch may still be at work on a tensor that is gone, they are copied on torch's stream, and the outputs are held
+        until that copy is done.
         """
         import torch
 
@@ -203,10 +205,8 @@ class DaliBatches:
             copied = torch.cuda.Event()
             copied.record()
             self._held.append((copied, outputs))
-            while self._held[0][0].query() or len(self._held) > QUEUE:
+            if len(self._held) > QUEUE:
                 self._held.popleft()[0].synchronize()
-                if not self._held:
-                    break
         return tensors
 
     def checkpoint(self):

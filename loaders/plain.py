@@ -2,12 +2,16 @@
 
 import itertools
 import time
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from anyecg.loaders.augment import standardised
 from anyecg.loaders.counters import Counters
 from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.prefetch import Prefetcher
-from anyecg.loaders.source import Batch, Block
+from anyecg.loaders.source import Batch
 
 
 class _Numbers:
@@ -20,21 +24,18 @@ class _Numbers:
         return itertools.count(self.first)
 
 
-class _Blocks:
-    """A map-style data set: its items are whole Blocks, as torch tensors."""
+class _Blocks(Dataset):
+    """Whole Blocks as items, with torch tensors in them."""
 
     def __init__(self, get):
         self.get = get
 
     def __getitem__(self, number):
-        import torch
-
         try:
-            block = self.get(number)
+            return self.get(number).each(torch.from_numpy)
         except AnyECGError as cause:
             # A worker's exception would come back with its traceback as its message.
             return cause
-        return Block(*map(torch.from_numpy, block[:-3]), *block[-3:])
 
 
 class TorchBatches:
@@ -59,21 +60,21 @@ class TorchBatches:
     def __init__(
         self, source, *, workers, prefetch, first_step=0, device_id=None, counters=None, start_method=None
     ):  # fmt: skip
-        from torch.utils.data import DataLoader
-
-        self._source, self._device_id, self._counters = source, device_id, counters or Counters()
+        self._config, self._fs, self._device_id = source.config, source.fs, device_id
+        self._counters = counters or Counters()
+        on_gpu = device_id is not None
         self._prefetcher = None
-        options = {}
         if workers:
-            options = {"prefetch_factor": prefetch, "multiprocessing_context": start_method}
+            options = {"prefetch_factor": prefetch, "multiprocessing_context": start_method, "pin_memory": on_gpu}
+            blocks = _Blocks(source)
         else:
-            buffers = [source.buffer(pinned=device_id is not None) for _ in range(prefetch + 1)]
-            self._prefetcher = Prefetcher(source, buffers)
-        self._loader = DataLoader(
-            _Blocks(source if workers else self._prefetcher.get), batch_size=None, sampler=_Numbers(first_step),
-            num_workers=workers, pin_memory=bool(workers) and device_id is not None, **options,
+            self._prefetcher = Prefetcher(source, [source.buffer(pinned=on_gpu) for _ in range(prefetch + 1)])
+            options = {}
+            blocks = _Blocks(self._prefetcher.get)
+        loader: DataLoader = DataLoader(
+            blocks, batch_size=None, sampler=_Numbers(first_step), num_workers=workers, **options
         )  # fmt: skip
-        self._blocks = None
+        self._blocks: Iterator = iter(loader)
 
     def next(self):
         """Return the next Batch; its tensors own their memory.
@@ -83,23 +84,19 @@ class TorchBatches:
         ShardError
             Or whatever else the source raised.
         """
-        import torch
-
-        if self._blocks is None:
-            self._blocks = iter(self._loader)
         block = next(self._blocks)
         if isinstance(block, AnyECGError):
             raise block
         start = time.perf_counter_ns()
+        if self._device_id is not None:
+            block = block.each(lambda tensor: tensor.to(self._device_id))
         with torch.no_grad():
-            if self._device_id is not None:
-                block = Block(*(tensor.to(self._device_id) for tensor in block[:-3]), *block[-3:])
-            x_BLT = standardised(*block[:2], block.changes_Bn, self._source.config, fs=self._source.fs)
+            x_BLT = standardised(block.signal_BLT, block.scale_B11, block.changes_Bn, self._config, fs=self._fs)
         self._counters.add("copy", start, n_bytes=x_BLT.nbytes, n_windows=len(x_BLT))
-        return Batch(x_BLT, block.label_BC, *block[-3:])
+        return Batch(x_BLT, block.label_BC, *block.counts)
 
     def close(self):
         """End the processes and the thread that read ahead."""
-        self._blocks = None
+        self._blocks = iter(())
         if self._prefetcher:
             self._prefetcher.close()

@@ -47,10 +47,11 @@ class Prefetcher:
 
     def __init__(self, source, buffers):
         self._source, self._buffers = source, buffers
-        self._pid = None
+        self._pid: int | None = None
         self._pending: dict[int, Future] = {}
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
         self._next = 0
-        self._end = None
+        self._end: weakref.finalize | None = None
 
     def _start(self):
         self._pid, self._pending, self._tasks = os.getpid(), {}, queue.SimpleQueue()

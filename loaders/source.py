@@ -51,6 +51,16 @@ class Block(NamedTuple):
     n_measured: int
     n_substituted: int
 
+    @property
+    def counts(self):
+        """What a Batch counts too."""
+        return self.n_pairs, self.n_measured, self.n_substituted
+
+    def each(self, convert):
+        """Return the Block with every array converted."""
+        names = ("signal_BLT", "scale_B11", "label_BC", "changes_Bn")
+        return self._replace(**{name: convert(getattr(self, name)) for name in names})
+
 
 class Batch(NamedTuple):
     """One rank's part of a batch, standardised, as torch tensors on the loader's device; the counts are a Block's."""
@@ -70,7 +80,9 @@ class _Source:
         self.n_leads, self.n_samples, self.fs = len(index.leads), index.head["samples"], index.head["fs"]
         self.counters = counters or Counters()
         self._options = reader
-        self._folder, self._index, self._reader, self._pid = index.folder, index, None, None
+        self._folder, self._index = index.folder, index
+        self._reader: Any = None
+        self._pid: int | None = None
 
     def __getstate__(self):
         return {**self.__dict__, "_index": None, "_reader": None, "_pid": None, "counters": None}

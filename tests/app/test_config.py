@@ -42,6 +42,12 @@ def test_the_config_of_the_paper_needs_only_its_data_and_the_published_weights()
     assert path.read_text().count("FILL") == 2
 
 
+def test_wander_and_hum_are_for_unfiltered_windows(tmp_path):
+    (tmp_path / "c.toml").write_text("[shard]\npreset = 'none'\n[stream]\nwander_mv = 0.1\nhum_mv = 0.1\n")
+    assert load_config(tmp_path / "c.toml").stream.wander_mv == 0.1
+    load_config(DEMO / "config.toml", ["stream.noise_mv=0.1", "stream.mask_seconds=1.0", "stream.shift_seconds=2.0"])
+
+
 def test_paths_count_from_the_config_and_overrides_from_here(tmp_path, monkeypatch):
     (tmp_path / "c.toml").write_text(
         '[cohort]\npath = "data"\nlabels = "/x/labels.csv"\n[finetune]\nmodel = "net1d"\nweights = "w.pth"\n'
@@ -66,6 +72,11 @@ def test_paths_count_from_the_config_and_overrides_from_here(tmp_path, monkeypat
         ("[shard]\npreset = 'best'", "shard.preset"),
         ("[cohort]\nkind = 'x'", "cohort.kind: Input should be 'folder' or 'mcmed'; found 'x'"),
         ("[cohort]\nval_fraction = 0.6\ntest_fraction = 0.6", "must leave patients for training"),
+        ("[stream]\nwander_mv = 0.1", "stream.wander_mv: found 0.1 with shard.preset = 'ecgfounder', whose filters"),
+        ("[stream]\nhum_mv = 0.2\n[shard]\npreset = 'ecgfounder-paper'", "set it to 0, or shard.preset = 'none'"),
+        ("[stream]\nhum_hz = 55", "stream.hum_hz: Input should be 50 or 60; found 55"),
+        ("[stream]\nloader = 'tf'", "stream.loader: Input should be 'dali' or 'torch'; found 'tf'"),
+        ("[stream]\nwindows_per_draw = 5\nwindows_per_sample = 2", "leave windows_per_draw 0"),
         ("cohort = 3", "cohort: "),
         ("folder = 3", "folder: "),
         ("seed = 99999999999999999999", "seed: "),

@@ -19,9 +19,11 @@ from anyecg.loaders.source import PairSource
 from anyecg.loaders.stream import open_index
 from anyecg.loaders.stream_config import StreamConfig
 
-def read(folder, loader):
-    order = {"seed": 5, "batch_size": 16, "split": "train", "horizon_min": 60}
-    source = PairSource(open_index(folder), StreamConfig(noise_mv=0.1, shift_seconds=1.0), order)
+order = {"seed": 5, "batch_size": 16, "split": "train", "horizon_min": 60}
+source = PairSource(open_index(sys.argv[1]), StreamConfig(noise_mv=0.1, shift_seconds=1.0), order)
+source(0)
+
+def read(loader):
     if loader == "dali":
         batches = DaliBatches(source, prefetch=2)
     else:
@@ -34,7 +36,7 @@ def read(folder, loader):
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        read(sys.argv[1], line.strip())
+        read(line.strip())
     os.waitpid(child, 0)
     print("gone", flush=True)
 """
@@ -54,8 +56,13 @@ def _in_use():
     return found
 
 
+def _names():
+    # MPI's files are other programs': no reader starts MPI.
+    return {path.name for path in SHARED.iterdir() if not path.name.startswith("mpich")}
+
+
 def _left_since(before):
-    new = {path.name for path in SHARED.iterdir()} - before
+    new = _names() - before
     return sorted(new - _in_use()) if new else []
 
 
@@ -67,9 +74,12 @@ def kill_readers(folder, loader, *, n_cycles, rng):
     list of str
         Names in /dev/shm that were not there before and that no living process uses, when all workers are gone.
     """
-    before, workers = {path.name for path in SHARED.iterdir()}, []
+    before, workers = _names(), []
     command = [sys.executable, "-c", READ, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    # Workers of a killed reader tell on stderr of connections that broke.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
         for _ in range(n_cycles):
             server.stdin.write(f"{loader}\n")
             server.stdin.flush()

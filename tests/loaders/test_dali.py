@@ -16,16 +16,17 @@ from anyecg.loaders.stream_config import StreamConfig
 
 from .changed import ALL, EACH, FS, N_SAMPLES, changed_slowly, draw, windows
 
+PLAIN = AugmentConfig()
 ORDER = {"seed": 5, "batch_size": 16, "split": "train", "horizon_min": 60}
 
 
-def block(seed=1, n_leads=1, config=AugmentConfig(), n_windows=6):
+def block(seed=1, n_leads=1, config=PLAIN, n_windows=6):
     signal_BLT, scale_B11 = windows(n_windows, n_leads, seed)
     label_BC = np.random.default_rng(seed).integers(-1, 2, (n_windows, 3)).astype(np.int8)
     return Block(signal_BLT, scale_B11, label_BC, draw(range(n_windows), config), n_windows, 0, 0)
 
 
-def run(blocks, n_leads=1, config=AugmentConfig()):
+def run(blocks, n_leads=1, config=PLAIN):
     pipeline = make_pipeline(
         lambda number: blocks[number % len(blocks)], batch_size=6, shape=(n_leads, N_SAMPLES), fs=FS, config=config
     )
@@ -162,9 +163,8 @@ def test_an_error_of_the_source_keeps_its_type(tiny_index):
             return super().__call__(step, buffer)
 
     batches = DaliBatches(Failing(tiny_index, StreamConfig(), ORDER), prefetch=3)
-    with pytest.raises(ShardError, match="^windows 3 to 9 are damaged$"):
-        for _ in range(7):
-            batches.next()
+    with pytest.raises(ShardError, match=r"^windows 3 to 9 are damaged$"):
+        [batches.next() for _ in range(7)]
     batches.close()
 
 

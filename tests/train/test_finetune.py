@@ -59,6 +59,15 @@ def test_world_size_does_not_change_the_training_but_for_rounding(small_run, sha
         assert alone["val_loss"] == pytest.approx(together["val_loss"], rel=5e-3)
 
 
+def test_the_plain_loader_trains_as_dali_does_but_for_rounding(small_run, shards_only):
+    config, run = shards_only()
+    done = anyecg("finetune", config, "stream.loader=torch", "stream.workers=1")
+    assert done.returncode == 0, done.stderr
+    for plain, dali in zip(curve(run), curve(small_run), strict=True):
+        assert plain["train_loss"] == pytest.approx(dali["train_loss"], rel=1e-3)
+        assert plain["val_loss"] == pytest.approx(dali["val_loss"], rel=5e-3)
+
+
 STEP = """
 import sys
 import numpy as np, torch

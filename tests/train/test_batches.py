@@ -1,0 +1,81 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from anyecg.loaders.counters import Counters
+from anyecg.loaders.stream import epoch_order
+from anyecg.loaders.stream_config import StreamConfig
+from anyecg.train.batches import PairBatches, WindowBatches
+
+ORDER = {"seed": 5, "batch_size": 100, "split": "train", "horizon_min": 60}
+AUGMENTED = {"noise_mv": 0.1, "shift_seconds": 2.0, "mask_seconds": 1.0}
+
+
+def epoch(index, config, *, rank=0, n_ranks=1, first_step=0, counters=None):
+    """Return the Batches of one rank from a step to the end of the first epoch."""
+    comm = SimpleNamespace(rank=rank, size=n_ranks)
+    batches = PairBatches(index, config, ORDER, comm, first_step=first_step, counters=counters)
+    found = [batches.next() for _ in range(first_step, batches.n_batches)]
+    batches.close()
+    return found
+
+
+@pytest.mark.parametrize("loader", ["dali", "torch"])
+def test_an_epoch_carries_the_labels_and_counts_of_its_order(tiny_index, loader):
+    found = epoch(tiny_index, StreamConfig(loader=loader))
+    pairs, tables = epoch_order(tiny_index, seed=5, epoch=0), tiny_index.tables
+    label_BC = np.concatenate([batch.label_BC.numpy() for batch in found])
+    np.testing.assert_array_equal(label_BC, tables["draw_labels"][tables["pair_draw"][pairs]])
+    assert sum(batch.n_pairs for batch in found) == len(pairs)
+    assert sum(batch.n_measured for batch in found) == (label_BC >= 0).sum()
+    assert not any(batch.n_substituted for batch in found)
+
+
+@pytest.mark.parametrize("loader", ["dali", "torch"])
+@pytest.mark.parametrize("n_ranks", [2, 3, 64])
+def test_the_ranks_share_the_rows_and_the_measured_labels_of_each_batch(tiny_index, loader, n_ranks):
+    config = StreamConfig(loader=loader, **AUGMENTED)
+    alone = epoch(tiny_index, config)
+    ranks = [epoch(tiny_index, config, rank=rank, n_ranks=n_ranks) for rank in range(n_ranks)]
+    for number, whole in enumerate(alone):
+        parts = [batches[number] for batches in ranks]
+        assert sum(part.n_measured for part in parts) == whole.n_measured
+        assert {part.n_pairs for part in parts} == {whole.n_pairs}
+        # A rank without rows carries one that has no label.
+        if whole.n_pairs >= n_ranks:
+            assert torch.equal(torch.cat([part.label_BC for part in parts]), whole.label_BC)
+            torch.testing.assert_close(torch.cat([part.x_BLT for part in parts]), whole.x_BLT, atol=1e-5, rtol=0)
+        else:
+            assert all(len(part.x_BLT) == 1 for part in parts)
+            assert sum((part.label_BC == -1).all() for part in parts) >= n_ranks - whole.n_pairs
+
+
+@pytest.mark.parametrize("loader", ["dali", "torch"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_is_arithmetic_whatever_prepares_the_batches(tiny_index, loader, workers):
+    whole = epoch(tiny_index, StreamConfig(loader=loader, **AUGMENTED))
+    later = epoch(tiny_index, StreamConfig(loader=loader, workers=workers, prefetch=5, **AUGMENTED), first_step=3)
+    for found, wanted in zip(later, whole[3:], strict=True):
+        assert torch.equal(found.x_BLT, wanted.x_BLT)
+        assert torch.equal(found.label_BC, wanted.label_BC)
+
+
+@pytest.mark.parametrize("loader", ["dali", "torch"])
+def test_windows_come_once_a_pass_in_order_without_augmentation(tiny_set, tiny_index, loader):
+    rows = np.array([5, 70, 3, 200, 286])
+    batches = WindowBatches(tiny_index, rows, StreamConfig(loader=loader, **AUGMENTED), batch_size=2)
+    signal_WT = tiny_set[1][rows].astype(float)
+    wanted = (signal_WT - signal_WT.mean(1, keepdims=True)) / signal_WT.std(1, keepdims=True)
+    for _ in range(3):
+        np.testing.assert_allclose(np.concatenate([x_BLT.numpy() for x_BLT in batches])[:, 0], wanted, atol=1e-3)
+    batches.close()
+
+
+def test_waiting_is_counted(tiny_index):
+    counters = Counters()
+    found = epoch(tiny_index, StreamConfig(), counters=counters)
+    totals = counters.totals()
+    assert (totals["wait"].events, totals["wait"].n_windows) == (len(found), sum(batch.n_pairs for batch in found))
+    assert totals["wait"].seconds >= totals["dali"].seconds > 0
