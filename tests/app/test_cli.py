@@ -8,7 +8,8 @@ import stat
 import h5py
 import pytest
 
-from anyecg.app.cli import CHAIN, EPILOG
+from anyecg.app.cli import EPILOG
+from anyecg.app.run import CHAIN
 from anyecg.loaders.cohort import open_cohort
 
 from ..conftest import DEMO, anyecg, write_small_config
