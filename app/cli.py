@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from anyecg.app.run import CHAIN, as_rank, lock_folder, mend, on_ranks, run_chain, run_stage
+from anyecg.app.run import CHAIN, as_rank, lock_folder, mend, run_chain, run_profile, run_stage, run_stage_on_ranks
 from anyecg.loaders.errors import AnyECGError
 
 EPILOG = """\
@@ -24,6 +24,7 @@ around them
   demo       the whole chain on real ECGs      anyecg demo
   run        all stages, kept where unchanged  anyecg run config.toml
   verify     shards against their checksums    anyecg verify config.toml (or a run folder; --json)
+  profile    the data path, stage by stage     anyecg profile config.toml --seconds 20 (--model: with training steps)
   simulate   MC-MED's layout, known truth      anyecg simulate --out sim --visits 300 --hours 1 --seed 1
   targets    components of labs.csv, counted   anyecg targets config.toml --out candidates.csv
   doctor     what this machine has and lacks   anyecg doctor
@@ -40,7 +41,7 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in (*CHAIN, "run", "verify", "targets", "config"):
+    for name in (*CHAIN, "run", "verify", "targets", "profile", "config"):
         command = commands.add_parser(name, help=argparse.SUPPRESS)
         required = name not in ("config", "predict")
         command.add_argument("config", nargs=None if required else "?", help="config (TOML)")
@@ -51,6 +52,10 @@ def _parser():
             command.add_argument("--out", type=Path, help="CSV to write")
         if name == "verify":
             command.add_argument("--json", action="store_true", help="print what was found as JSON")
+        if name == "profile":
+            command.add_argument("--seconds", type=float, default=20.0, help="how long the batches run (20)")
+            command.add_argument("--model", action="store_true", help="train on the batches, as finetune does")
+            command.add_argument("--out", type=Path, help="folder to write (default: profile in the run folder)")
         if name == "targets":
             command.add_argument("--out", type=Path, required=True, help="CSV of candidates to write")
             command.add_argument("--min-visits", type=int, default=500, help="fewer visits with ECG are rare (500)")
@@ -186,6 +191,14 @@ def _targets(config, arguments):
     return 0
 
 
+def _profile(config, arguments):
+    passed = ["profile", arguments.config, *arguments.overrides, f"--seconds={arguments.seconds}"]
+    passed += ["--model"] * arguments.model + ([f"--out={arguments.out}"] if arguments.out else [])
+    return run_profile(
+        config, seconds=arguments.seconds, with_model=arguments.model, out=arguments.out, arguments=passed
+    )
+
+
 def _dispatch(arguments):
     if arguments.command == "doctor":
         from anyecg.app.doctor import examine
@@ -213,8 +226,10 @@ def _dispatch(arguments):
         return 0
     if arguments.command == "targets":
         return _targets(config, arguments)
+    if arguments.command == "profile":
+        return _profile(config, arguments)
     if under_launcher() and arguments.command in CHAIN[:-1]:
-        return on_ranks(arguments.command, config)
+        return run_stage_on_ranks(arguments.command, config)
     with lock_folder(config.folder):
         return run_chain(config) if arguments.command == "run" else run_stage(arguments.command, config)
 

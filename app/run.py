@@ -83,32 +83,41 @@ def mend(cause):
     return f"{cause}; mend the disk or the path, then run it again"
 
 
-def on_ranks(name, config):
-    """Run one stage on this rank of a job that mpirun or srun started; return the exit code."""
-    from anyecg.app.stages import STAGES
+def on_ranks(name, folder, prepare, work):
+    """Run ``work(comm, prepare())`` on this rank of a job; lock and log in ``folder``; return the exit code."""
     from anyecg.loaders.ranks import share_error, world
 
     comm = world()
 
-    def work():
-        error, lock, wanted = None, None, ""
+    def of_rank():
+        error, lock, found = None, None, None
         try:
-            log_to(config.folder, name)
+            log_to(folder, name)
             # A warning of a library says the same on every rank; other ranks speak only of errors.
             logging.getLogger().setLevel(logging.INFO if comm.rank == 0 else logging.ERROR)
             if comm.rank == 0 and "ANYECG_LOCKED" not in os.environ:
-                lock = lock_folder(config.folder)
-            wanted = STAGES[name].wanted(config)
+                lock = lock_folder(folder)
+            found = prepare()
         except AnyECGError as cause:
             error = cause
         except OSError as cause:
             error = AnyECGError(mend(cause))
         share_error(comm, error)
-        STAGES[name].run(config, comm, wanted)
+        work(comm, found)
         if lock:
             lock.close()
 
-    return as_rank(name, comm, work)
+    return as_rank(name, comm, of_rank)
+
+
+def run_stage_on_ranks(name, config):
+    """Run one stage on this rank of a job that mpirun or srun started; return the exit code."""
+    from anyecg.app.stages import STAGES
+
+    stage = STAGES[name]
+    return on_ranks(
+        name, config.folder, lambda: stage.wanted(config), lambda comm, wanted: stage.run(config, comm, wanted)
+    )
 
 
 def run_stage(name, config):
@@ -171,3 +180,43 @@ def run_chain(config):
     print()
     print(text_table(read_results(Path(config.folder) / "results.json")))
     return _report(config)
+
+
+def run_profile(config, *, seconds, with_model, out, arguments):
+    """Profile the data path, on ranks as finetune has them; return the exit code.
+
+    Parameters
+    ----------
+    out : Path or None
+        Folder of the results; None is ``profile`` in the run folder.
+    arguments : list of str
+        Command line of the ranks to start, where none are running.
+    """
+    from anyecg.app.stages import STAGES, check_inputs
+    from anyecg.loaders.ranks import under_launcher
+    from anyecg.slurm.profile import profile, shards_to_profile
+
+    out = Path(out or Path(config.folder) / "profile")
+
+    def prepare():
+        if with_model:
+            check_inputs(config)
+        return shards_to_profile(Path(config.folder) / "shards", config.finetune.horizon_min, seconds)
+
+    def work(comm, index):
+        from anyecg.app.profile_page import text_profile, write_profile
+
+        found, traces = profile(index, config, comm, seconds=seconds, with_model=with_model, folder=out)
+        if comm.rank == 0:
+            path = write_profile(out, found, traces)
+            print(f"{text_profile(found)}\nprofile: {path}", flush=True)
+
+    if not under_launcher():
+        prepare()
+        n_ranks = STAGES["finetune"].n_ranks(config)
+        if n_ranks > 1:
+            from anyecg.slurm.launch import start_ranks
+
+            with lock_folder(out):
+                return start_ranks(arguments, n_ranks)
+    return on_ranks("profile", out, prepare, work)

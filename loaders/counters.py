@@ -4,7 +4,8 @@ import threading
 import time
 from typing import NamedTuple
 
-STAGES = ("order", "read", "check", "unpack", "gather", "dali", "copy", "step", "wait")
+# "feed" is DALI waiting for a block of the reader, "wait" the consumer waiting for a batch: nobody works in them.
+STAGES = ("order", "read", "check", "unpack", "gather", "feed", "dali", "copy", "wait", "step")
 
 
 class Total(NamedTuple):

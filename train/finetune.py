@@ -145,7 +145,7 @@ class Validation:
         return loss, float(np.mean(values)) if values else float("nan")
 
 
-def _initial_network(config, index, comm, *, seed, fresh):
+def initial_network(config, index, comm, *, seed, fresh):
     """Return the network to train, the same on every rank; a fresh start takes the weights of the config's file."""
     n_leads, n_targets = len(index.leads), len(index.targets)
     if not (fresh and config.weights):
@@ -161,7 +161,7 @@ def _initial_network(config, index, comm, *, seed, fresh):
     return network.train()
 
 
-def _start_engine(network, config, n_steps, comm, device):
+def start_engine(network, config, n_steps, comm, device):
     """Wrap a network for DeepSpeed; return (engine, optimiser, schedule)."""
     import deepspeed
 
@@ -203,10 +203,10 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     folder = Path(folder) / stage_hash
     checkpoint = Checkpoint(folder)
     state = checkpoint.load()
-    network = _initial_network(config, index, comm, seed=seed, fresh=state is None)
+    network = initial_network(config, index, comm, seed=seed, fresh=state is None)
     device = join(comm, folder)
     n_batches = -(-n_pairs // config.batch_size)
-    engine, optimiser, schedule = _start_engine(network, config, n_batches * config.epochs, comm, device)
+    engine, optimiser, schedule = start_engine(network, config, n_batches * config.epochs, comm, device)
     first_epoch, curve, best_value, best_epoch = 0, [], math.inf, 0
     if state:
         engine.module.load_state_dict(state["model"])
@@ -261,18 +261,24 @@ def backward(engine, x_BLT, label_BC, *, n_observed, n_ranks):
     return loss.item()
 
 
+def train_step(engine, batches, step, batch, comm):
+    """Train on this rank's share of a global batch; return the loss of the whole, and its observed labels."""
+    n_observed = batches.n_observed(step)
+    total = comm.allreduce(backward(engine, *batch, n_observed=n_observed, n_ranks=comm.size))
+    engine.step()
+    if not math.isfinite(total):
+        raise ModelError(f"the loss is {total} at step {step}; lower finetune.learning_rate, or look at the shards")
+    return total, n_observed
+
+
 def _train_epoch(engine, batches, epoch, progress, comm):
     """Run one epoch; return windows, mean loss an observed label, windows/s and the share of time waiting for data."""
     start, waited, n_windows, loss_sum, n_labels = time.monotonic(), 0.0, 0, 0.0, 0
     for step in range(epoch * batches.n_batches, (epoch + 1) * batches.n_batches):
         asked = time.monotonic()
-        x_BLT, label_BC = batches.next()
+        batch = batches.next()
         waited += time.monotonic() - asked
-        n_observed = batches.n_observed(step)
-        total = comm.allreduce(backward(engine, x_BLT, label_BC, n_observed=n_observed, n_ranks=comm.size))
-        engine.step()
-        if not math.isfinite(total):
-            raise ModelError(f"the loss is {total} at step {step}; lower finetune.learning_rate, or look at the shards")
+        total, n_observed = train_step(engine, batches, step, batch, comm)
         n_global = len(batches.pairs(step))
         n_windows, loss_sum, n_labels = n_windows + n_global, loss_sum + total * n_observed, n_labels + n_observed
         progress.advance(n_global, f"epoch {epoch + 1} loss {total:.3f}")

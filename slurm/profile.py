@@ -1,0 +1,232 @@
+"""Run a config's real training batches for a while, and measure what each stage of the data path does."""
+
+import os
+import platform
+import threading
+import time
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from anyecg.loaders.counters import Counters, Event
+from anyecg.loaders.errors import AnyECGError, ModelError, ShardError
+from anyecg.loaders.files import code_version
+from anyecg.loaders.index import lost_files, open_index
+from anyecg.loaders.index_form import CHUNK_COLUMNS
+from anyecg.loaders.progress import Progress
+from anyecg.slurm.limits import SequentialDisk, device_copier, memory_copier, repeat
+from anyecg.slurm.profile_numbers import rank_profile, summarise, verdict
+
+MAX_SECONDS = 600
+LIMIT_SECONDS = 1.0
+# Over all ranks; a trace of a long run shows its beginning.
+MAX_TRACED = 200_000
+VERSIONS = ("numpy", "torch", "deepspeed", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "mpich")
+
+
+def shards_to_profile(folder, horizon_min, seconds):
+    """Return the index of the shards in ``folder``.
+
+    Raises
+    ------
+    AnyECGError
+        No whole shards, no training pairs, or a time that is out of range.
+    """
+    if not 0 < seconds <= MAX_SECONDS:
+        raise AnyECGError(f"--seconds {seconds:g}; wanted more than 0 and at most {MAX_SECONDS}")
+    index = open_index(folder)
+    lost = lost_files(folder)
+    if lost:
+        raise ShardError(f"{folder}: {len(lost)} files are missing or cut short, as {lost[0]}; run 'anyecg shard'")
+    if not index.n_pairs("train", horizon_min):
+        raise ModelError(f"{folder}: no training pairs within {horizon_min} min; check [cohort]")
+    return index
+
+
+class Consumer:
+    """Take this rank's training batches and, where there is an engine, train on them as finetune does."""
+
+    def __init__(self, index, config, comm, *, device, engine=None):
+        self.counters = Counters(traced=True)
+        self.comm, self.engine, self.step, self.batch = comm, engine, 0, None
+        order = {
+            "seed": config.seed, "batch_size": config.finetune.batch_size, "split": "train",
+            "horizon_min": config.finetune.horizon_min,
+        }  # fmt: skip
+        self.batches = _counted_batches(index, config.stream, order, comm, device.index, self.counters)
+
+    def take(self):
+        """Take one batch; return its windows on this rank."""
+        self.batch = self.batches.next()
+        if self.engine is not None:
+            self.train()
+        self.step += 1
+        return len(self.batch[0])
+
+    def train(self):
+        """Do one training step on the newest batch; return its windows on this rank."""
+        from anyecg.train.finetune import train_step
+
+        start, n_windows = time.perf_counter_ns(), len(self.batch[0])
+        train_step(self.engine, self.batches, self.step, self.batch, self.comm)
+        self.counters.add("step", start, n_windows=n_windows)
+        return n_windows
+
+
+def _counted_batches(index, stream, order, comm, device_id, counters):
+    """Return PairBatches that count; until it counts itself, its methods are wrapped here."""
+    from anyecg.train.batches import PairBatches
+
+    batches = PairBatches(index, stream, order, comm, device_id=device_id)
+
+    def count(owner, name, stage, windows=len):
+        inner = getattr(owner, name)
+
+        def counted(*arguments):
+            start = time.perf_counter_ns()
+            found = inner(*arguments)
+            n_bytes = getattr(found, "nbytes", 0)
+            counters.add(stage, start, n_bytes=n_bytes, n_windows=windows(found))
+            return found
+
+        setattr(owner, name, counted)
+
+    count(batches, "pairs", "order")
+    count(batches.reader, "_chunk", "read")
+    count(batches.reader, "read", "gather")
+    count(batches.pipeline, "run", "dali", lambda outputs: len(outputs[0]))
+    count(batches, "next", "wait", lambda batch: len(batch[0]))
+    return batches
+
+
+def _start_model(index, config, comm, folder):
+    """Return (engine, device) of the configured network, as finetune starts them."""
+    from anyecg.train.distributed import join
+    from anyecg.train.finetune import initial_network, start_engine
+
+    network = initial_network(config.finetune, index, comm, seed=config.seed, fresh=True)
+    device = join(comm, folder)
+    n_batches = -(-index.n_pairs("train", config.finetune.horizon_min) // config.finetune.batch_size)
+    return start_engine(network, config.finetune, n_batches * config.finetune.epochs, comm, device)[0], device
+
+
+def profile(index, config, comm, *, seconds, with_model, folder):
+    """Measure the data path of a config, and the limits of the machine.
+
+    Parameters
+    ----------
+    index : anyecg.loaders.index.Index
+    config : with seed, finetune and stream
+    comm : MPI communicator
+        Every rank calls this, and runs its own share of the batches.
+    seconds : float
+        How long the batches run; each limit takes a second more.
+    with_model : bool
+        Train on the batches; otherwise they are only taken.
+    folder : path
+        Where the ranks of a model meet.
+
+    Returns
+    -------
+    (dict of figures, list of (events, thread names) of each rank) on rank 0, else (None, None)
+    """
+    from anyecg.train.distributed import device_of, leave
+
+    engine = None
+    if with_model:
+        engine, device = _start_model(index, config, comm, folder)
+    else:
+        device = device_of(comm)
+    together = comm if with_model else None
+    n_limits = 2 + with_model + (device.type == "cuda")
+    with Progress("profile", seconds + n_limits * LIMIT_SECONDS, " s", shown=comm.rank == 0) as progress:
+        consumer = Consumer(index, config, comm, device=device, engine=engine)
+        for _ in range(config.stream.prefetch + 1):
+            consumer.take()
+        comm.barrier()
+        start = time.perf_counter_ns()
+        n_windows, took = repeat(consumer.take, seconds, comm=together, told=partial(progress.advance, note="batches"))
+        events = _shifted(consumer.counters.events, start, time.perf_counter_ns())
+        names = {thread.native_id: thread.name for thread in threading.enumerate()}
+        names[threading.get_native_id()] = "consumer"
+        comm.barrier()
+        limits, how = _measure_limits(index, consumer, device, progress, together)
+    mine = rank_profile(events, seconds=took, n_windows=n_windows, limits=limits)
+    consumer.batches.reader.close()
+    if with_model:
+        leave(comm, folder)
+    gathered = comm.gather((mine, _machine(device), events[: MAX_TRACED // comm.size], names))
+    if comm.rank:
+        return None, None
+    ranks, machines, *traces = zip(*gathered, strict=True)
+    summary = summarise(ranks)
+    document = {
+        "verdict": verdict(summary), **summary, "disk_read_by": how, "with_model": with_model,
+        "setting": _setting(index, config), "machine": _counted(machines), "versions": _versions(),
+    }  # fmt: skip
+    return document, list(zip(*traces, strict=True))
+
+
+def _shifted(events, start, end):
+    """Return the events that lie between ``start`` and ``end``, their times counted from ``start``."""
+    return [
+        Event(event.stage, event.start - start, event.end - start, *event[3:])
+        for event in tuple(events)
+        if start <= event.start and event.end <= end
+    ]
+
+
+def _measure_limits(index, consumer, device, progress, together):
+    """Return ({limit: windows a second of this rank}, how the disk was read); all ranks measure at the same time."""
+    shards = [index.folder / shard["name"] for shard in index.head["shards"]]
+    first = consumer.comm.rank * len(shards) // consumer.comm.size
+    disk = SequentialDisk(shards[first:] + shards[:first])
+    chunks = index.tables["chunks"]
+    n_windows, n_bytes = (float(chunks[:, CHUNK_COLUMNS.index(name)].sum()) for name in ("n_windows", "n_bytes"))
+    shape = len(index.leads), index.head["samples"]
+
+    def rate(what, work, comm=None):
+        done, took = repeat(work, LIMIT_SECONDS, comm=comm, told=partial(progress.advance, note=f"limit: {what}"))
+        return done / took
+
+    limits = {"disk": rate("disk", disk.read) * n_windows / n_bytes}
+    disk.close()
+    limits["memory"] = rate("memory", memory_copier(*shape))
+    if device.type == "cuda":
+        limits["pcie"] = rate("PCIe", device_copier(*shape, device))
+    if together is not None:
+        limits["model"] = rate("model", consumer.train, together)
+    return limits, disk.how
+
+
+def _machine(device):
+    """Describe this rank's machine without its name."""
+    import torch
+
+    with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(), "cores_of_rank": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }  # fmt: skip
+
+
+def _counted(machines):
+    """Return each kind of machine once, with the number of ranks on it."""
+    kinds = [machine for number, machine in enumerate(machines) if machine not in machines[:number]]
+    return [{**kind, "ranks": machines.count(kind)} for kind in kinds]
+
+
+def _setting(index, config):
+    return {
+        "batch_size": config.finetune.batch_size, "model": config.finetune.model, "prefetch": config.stream.prefetch,
+        "filter": index.head["filter"], "leads": len(index.leads), "samples": index.head["samples"],
+        "windows": index.head["counts"]["windows"],
+    }  # fmt: skip
+
+
+def _versions():
+    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    found = {name: installed[name] for name in VERSIONS if name in installed}
+    return {"anyecg-lab": code_version(), "python": platform.python_version(), **found}
