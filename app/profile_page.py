@@ -91,13 +91,13 @@ def draw_roofline(profile):
     low, high = 10 ** np.floor(np.log10(min(values) / 2)), max(values) * 4
     places = [float(np.log(line[0] / low) / np.log(high / low)) for line in lines]
     label_rows = _rows_of_labels(places)
-    figure = Figure(figsize=(10.4, 1.3 + 0.42 * len(rows) + 0.26 * (max(label_rows) + 1)))
+    figure = Figure(figsize=(11.8, 1.3 + 0.42 * len(rows) + 0.26 * (max(label_rows) + 1)))
     axes = figure.subplots()
     for place, row in enumerate(rows):
         axes.barh(place, row["windows_per_s"] - low, left=low, height=0.62, color=COLOURS[0], alpha=0.85)
         axes.annotate(
-            _short(row["windows_per_s"]), (low, place), xytext=(6, 0), textcoords="offset points", va="center",
-            color="white", fontsize=9,
+            _short(row["windows_per_s"]), (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0),
+            textcoords="offset points", va="center", color=COLOURS[0], fontsize=10,
         )  # fmt: skip
     for (rate, label, colour, style), height in zip(lines, label_rows, strict=True):
         axes.axvline(rate, color=colour, ls=style, lw=2.2 if style == "-" else 1.6)

@@ -18,7 +18,8 @@ from anyecg.slurm.limits import SequentialDisk, device_copier, memory_copier, re
 from anyecg.slurm.profile_numbers import rank_profile, summarise, verdict
 
 MAX_SECONDS = 600
-LIMIT_SECONDS = 1.0
+# How long each limit is measured; training steps are long and few.
+LIMIT_SECONDS = {"disk": 1.0, "memory": 1.0, "pcie": 1.0, "model": 3.0}
 # Over all ranks; a trace of a long run shows its beginning.
 MAX_TRACED = 200_000
 VERSIONS = ("numpy", "torch", "deepspeed", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "mpich")
@@ -49,6 +50,8 @@ class Consumer:
     def __init__(self, index, config, comm, *, device, engine=None):
         self.counters = Counters(traced=True)
         self.comm, self.engine, self.step, self.batch = comm, engine, 0, None
+        # Ranks that train together stop together.
+        self.together = comm if engine is not None else None
         order = {
             "seed": config.seed, "batch_size": config.finetune.batch_size, "split": "train",
             "horizon_min": config.finetune.horizon_min,
@@ -137,25 +140,18 @@ def profile(index, config, comm, *, seconds, with_model, folder):
         engine, device = _start_model(index, config, comm, folder)
     else:
         device = device_of(comm)
-    together = comm if with_model else None
-    n_limits = 2 + with_model + (device.type == "cuda")
-    with Progress("profile", seconds + n_limits * LIMIT_SECONDS, " s", shown=comm.rank == 0) as progress:
+    limits = ["disk", "memory"] + ["pcie"] * (device.type == "cuda") + ["model"] * with_model
+    total = seconds + sum(LIMIT_SECONDS[name] for name in limits)
+    with Progress("profile", total, " s", shown=comm.rank == 0) as progress:
         consumer = Consumer(index, config, comm, device=device, engine=engine)
-        for _ in range(config.stream.prefetch + 1):
-            consumer.take()
+        measured = _run_path(consumer, config.stream.prefetch + 1, seconds, progress)
         comm.barrier()
-        start = time.perf_counter_ns()
-        n_windows, took = repeat(consumer.take, seconds, comm=together, told=partial(progress.advance, note="batches"))
-        events = _shifted(consumer.counters.events, start, time.perf_counter_ns())
-        names = {thread.native_id: thread.name for thread in threading.enumerate()}
-        names[threading.get_native_id()] = "consumer"
-        comm.barrier()
-        limits, how = _measure_limits(index, consumer, device, progress, together)
-    mine = rank_profile(events, seconds=took, n_windows=n_windows, limits=limits)
+        found, how = _measure_limits(limits, index, consumer, device, progress)
     consumer.batches.reader.close()
     if with_model:
         leave(comm, folder)
-    gathered = comm.gather((mine, _machine(device), events[: MAX_TRACED // comm.size], names))
+    mine = rank_profile(**measured, limits=found)
+    gathered = comm.gather((mine, _machine(device), measured["events"][: MAX_TRACED // comm.size], _thread_names()))
     if comm.rank:
         return None, None
     ranks, machines, *traces = zip(*gathered, strict=True)
@@ -167,6 +163,23 @@ def profile(index, config, comm, *, seconds, with_model, folder):
     return document, list(zip(*traces, strict=True))
 
 
+def _run_path(consumer, n_warm, seconds, progress):
+    """Take batches for some seconds, after ``n_warm`` that do not count; return what ``rank_profile`` asks for."""
+    for _ in range(n_warm):
+        consumer.take()
+    consumer.comm.barrier()
+    start = time.perf_counter_ns()
+    told = partial(progress.advance, note="batches")
+    n_windows, took = repeat(consumer.take, seconds, comm=consumer.together, told=told)
+    events = _shifted(consumer.counters.events, start, time.perf_counter_ns())
+    return {"events": events, "seconds": took, "n_windows": n_windows}
+
+
+def _thread_names():
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    return {**names, threading.get_native_id(): "consumer"}
+
+
 def _shifted(events, start, end):
     """Return the events that lie between ``start`` and ``end``, their times counted from ``start``."""
     return [
@@ -176,26 +189,24 @@ def _shifted(events, start, end):
     ]
 
 
-def _measure_limits(index, consumer, device, progress, together):
+def _measure_limits(names, index, consumer, device, progress):
     """Return ({limit: windows a second of this rank}, how the disk was read); all ranks measure at the same time."""
     shards = [index.folder / shard["name"] for shard in index.head["shards"]]
     first = consumer.comm.rank * len(shards) // consumer.comm.size
     disk = SequentialDisk(shards[first:] + shards[:first])
-    chunks = index.tables["chunks"]
+    chunks, shape = index.tables["chunks"], (len(index.leads), index.head["samples"])
     n_windows, n_bytes = (float(chunks[:, CHUNK_COLUMNS.index(name)].sum()) for name in ("n_windows", "n_bytes"))
-    shape = len(index.leads), index.head["samples"]
-
-    def rate(what, work, comm=None):
-        done, took = repeat(work, LIMIT_SECONDS, comm=comm, told=partial(progress.advance, note=f"limit: {what}"))
-        return done / took
-
-    limits = {"disk": rate("disk", disk.read) * n_windows / n_bytes}
+    limits = {}
+    for name in names:
+        work = {
+            "disk": lambda: disk.read, "memory": lambda: memory_copier(*shape),
+            "pcie": lambda: device_copier(*shape, device), "model": lambda: consumer.train,
+        }[name]()  # fmt: skip
+        comm = consumer.comm if name == "model" else None
+        done, took = repeat(work, LIMIT_SECONDS[name], comm=comm, told=partial(progress.advance, note=f"limit: {name}"))
+        limits[name] = done / took
     disk.close()
-    limits["memory"] = rate("memory", memory_copier(*shape))
-    if device.type == "cuda":
-        limits["pcie"] = rate("PCIe", device_copier(*shape, device))
-    if together is not None:
-        limits["model"] = rate("model", consumer.train, together)
+    limits["disk"] *= n_windows / n_bytes
     return limits, disk.how
 
 

@@ -50,7 +50,8 @@ def own_spans(events):
         threads[event.thread].append(event)
     spans = []
     for of_thread in threads.values():
-        spans += _own_spans_of_thread(sorted(of_thread, key=lambda event: (event.start, -event.end)))
+        # Of two with the same times the one counted first lies within the other.
+        spans += _own_spans_of_thread(sorted(of_thread[::-1], key=lambda event: (event.start, -event.end)))
     return spans
 
 
