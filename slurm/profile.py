@@ -7,6 +7,7 @@ import time
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from anyecg.loaders.counters import Counters, Event
 from anyecg.loaders.errors import AnyECGError, ModelError, ShardError
@@ -49,7 +50,7 @@ class Consumer:
 
     def __init__(self, index, config, comm, *, device, engine=None):
         self.counters = Counters(traced=True)
-        self.comm, self.engine, self.step, self.batch = comm, engine, 0, None
+        self.comm, self.engine, self.step = comm, engine, 0
         # Ranks that train together stop together.
         self.together = comm if engine is not None else None
         order = {
@@ -60,7 +61,7 @@ class Consumer:
 
     def take(self):
         """Take one batch; return its windows on this rank."""
-        self.batch = self.batches.next()
+        self.batch: Any = self.batches.next()
         if self.engine is not None:
             self.train()
         self.step += 1

@@ -38,6 +38,8 @@ class RankProfile(NamedTuple):
 
     seconds: float
     n_windows: int
+    n_batches: int
+    n_events: int
     waited: float
     stages: dict
     limits: dict
@@ -51,12 +53,16 @@ def own_spans(events):
     spans = []
     for of_thread in threads.values():
         # Of two with the same times the one counted first lies within the other.
-        spans += _own_spans_of_thread(sorted(of_thread[::-1], key=lambda event: (event.start, -event.end)))
+        of_thread.reverse()
+        of_thread.sort(key=lambda event: (event.start, -event.end))
+        spans += _own_spans_of_thread(of_thread)
     return spans
 
 
 def _own_spans_of_thread(events):
-    spans, around, now = [], [], 0
+    spans: list[Span] = []
+    around: list = []
+    now = 0
     for event in [*events, None]:
         while around and (event is None or around[-1].end <= event.start):
             done = around.pop()
@@ -113,7 +119,8 @@ def rank_profile(events, *, seconds, n_windows, limits):
             len(of_stage), length(busy) * 1e-9, common(waiting, busy) * 1e-9,
             sum(event.n_bytes for event in of_stage), sum(event.n_windows for event in of_stage),
         )  # fmt: skip
-    return RankProfile(seconds, n_windows, length(waiting) * 1e-9, stages, limits)
+    n_batches = sum(event.stage == "wait" for event in events)
+    return RankProfile(seconds, n_windows, n_batches, len(events), length(waiting) * 1e-9, stages, limits)
 
 
 def _sum_of_rates(amounts, seconds):
@@ -154,6 +161,7 @@ def summarise(ranks):
     limits = {name: sum(rank.limits[name] for rank in ranks) for name in LIMITS if name in ranks[0].limits}
     whole = {
         "ranks": len(ranks), "seconds": seconds / len(ranks), "n_windows": sum(rank.n_windows for rank in ranks),
+        "n_batches": sum(rank.n_batches for rank in ranks), "n_events": sum(rank.n_events for rank in ranks),
         "windows_per_s": sum(per_rank), "windows_per_s_per_rank": per_rank, "waiting_share": waited / seconds,
     }  # fmt: skip
     return {"whole": whole, "stages": rows, "limits": limits, "nearest": nearest_limit(limits, sum(per_rank))}

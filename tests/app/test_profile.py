@@ -41,6 +41,7 @@ def test_what_a_profile_counts_adds_up(small_run, tmp_path, n_ranks, with_model)
     slack = (PREFETCH + 4) * BATCH_SIZE
     assert rows["dali"]["n_windows"] == whole["n_windows"]
     assert abs(rows["gather"]["n_windows"] - whole["n_windows"]) <= slack
+    assert rows["dali"]["events"] == whole["n_batches"]
     if with_model:
         assert rows["step"]["n_windows"] == whole["n_windows"]
     for row in rows.values():

@@ -106,6 +106,7 @@ def two_ranks(limits, *, waited=(0, 9)):
 def test_rates_are_summed_over_ranks_and_shares_averaged():
     summary = summarise(two_ranks({"disk": 100.0, "memory": 50.0}))
     assert summary["whole"]["windows_per_s"] == pytest.approx(6.0)
+    assert (summary["whole"]["n_batches"], summary["whole"]["n_events"]) == (2, 8)
     assert summary["whole"]["windows_per_s_per_rank"] == pytest.approx([4.0, 2.0])
     assert summary["whole"]["waiting_share"] == pytest.approx(0.9)
     rows = {row["stage"]: row for row in summary["stages"]}
