@@ -193,6 +193,12 @@ def test_files_are_read_from_start_to_end_again_and_again(tmp_path, how):
     disk.close()
 
 
+def test_where_direct_reads_are_refused_the_page_cache_is_dropped():
+    disk = SequentialDisk(["/proc/version"])
+    assert disk.read() > 0
+    assert disk.how == "page cache dropped"
+
+
 def test_work_is_repeated_until_the_time_is_over_and_all_of_it_is_told():
     told = []
     done, took = repeat(memory_copier(1, 5000), 0.05, told=told.append)
