@@ -8,12 +8,13 @@ import tomli_w
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from anyecg.loaders.augment import filtered_away
 from anyecg.loaders.cohort import CohortConfig
-from anyecg.loaders.dali import StreamConfig
 from anyecg.loaders.errors import ConfigError
 from anyecg.loaders.files import write_text
 from anyecg.loaders.settings import Section
 from anyecg.loaders.shards import ShardConfig
+from anyecg.loaders.stream_config import StreamConfig
 from anyecg.train.evaluate import EvaluateConfig
 from anyecg.train.finetune import FinetuneConfig
 from anyecg.train.predict import PredictConfig
@@ -142,11 +143,17 @@ def load_config(path, overrides=()):
     for text in overrides:
         _override(tree, text, Path.cwd())
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as cause:
         errors = cause.errors(include_url=False, include_context=False)
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise ConfigError(f"{path or 'config'}: {_explain(errors[0])}{more}") from None
+    if name := filtered_away(config.stream, config.shard.preset):
+        raise ConfigError(
+            f"{path or 'config'}: stream.{name}: found {getattr(config.stream, name)} with shard.preset = "
+            f"'{config.shard.preset}', whose filters would have taken it out; set it to 0, or shard.preset = 'none'"
+        )
+    return config
 
 
 def render_config(config):

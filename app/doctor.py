@@ -55,15 +55,16 @@ def _dali():
     import numpy as np
     import torch
 
-    from anyecg.loaders.dali import make_pipeline, to_torch
+    from anyecg.loaders.augment import AugmentConfig
+    from anyecg.loaders.dali import make_pipeline
+    from anyecg.loaders.source import Block
 
     device_id = 0 if torch.cuda.is_available() else None
-    window = np.arange(20, dtype=np.int16).reshape(1, 1, 20)
-    pipeline = make_pipeline(
-        lambda _: [window, np.ones((1, 1, 1), np.float32), np.zeros((1, 1), np.int8)],
-        batch_size=1, n_samples=20, augmented=False, prefetch=1, device_id=device_id,
-    )  # fmt: skip
-    to_torch(pipeline.run())
+    window, label = np.arange(20, dtype=np.int16).reshape(1, 1, 20), np.zeros((1, 1), np.int8)
+    block = Block(window, np.ones((1, 1, 1), np.float32), label, np.empty((1, 0), np.float32), 1, 1, 0)
+    make_pipeline(
+        lambda _: block, batch_size=1, shape=(1, 20), fs=500, config=AugmentConfig(), device_id=device_id
+    ).run()  # fmt: skip
     version = next(
         (metadata.version(name) for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120") if _installed(name)), "?"
     )

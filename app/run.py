@@ -201,7 +201,7 @@ def run_profile(config, *, seconds, with_model, out, arguments):
     def prepare():
         if with_model:
             check_inputs(config)
-        return shards_to_profile(Path(config.folder) / "shards", config.finetune.horizon_min, seconds)
+        return shards_to_profile(Path(config.folder) / "shards", config, seconds)
 
     def work(comm, index):
         from anyecg.app.profile_page import text_profile, write_profile

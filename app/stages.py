@@ -154,7 +154,7 @@ def _wanted_finetune(config):
     return digest(
         [
             _index(config).hash, config.finetune.identity("ranks", "weights"), weights and file_hash(weights),
-            config.stream.identity("prefetch"), config.seed,
+            config.stream.identity("prefetch", "read_threads", "workers", "loader"), config.seed,
         ]
     )  # fmt: skip
 
@@ -192,8 +192,8 @@ def _run_predict(config, comm, stage_hash):
     from anyecg.train.predict import predict_shards
 
     predict_shards(
-        _folder(config, "scores.h5"), _index(config), model_folder(config), prefetch=config.stream.prefetch,
-        comm=comm, stage_hash=stage_hash,
+        _folder(config, "scores.h5"), _index(config), model_folder(config), stream=config.stream, comm=comm,
+        stage_hash=stage_hash,
     )  # fmt: skip
 
 

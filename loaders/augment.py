@@ -1,10 +1,20 @@
 """Augmentations of a window, each pair's own numbers a function of (seed, epoch, pair) alone."""
 
+import math
+from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
+from anyecg.kernels.counter import uniform
+from anyecg.loaders.errors import ShardError
+from anyecg.loaders.files import digest
 from anyecg.loaders.settings import Section
+
+N_NOISE_STARTS = 1 << 16
+# Added to a variance, so that a constant window becomes zeros: far below one step of any window that is not constant.
+EPSILON_MV, EPSILON_STEPS = 1e-12, 1e-2
 
 
 class AugmentConfig(Section):
@@ -16,3 +26,170 @@ class AugmentConfig(Section):
     wander_mv: float = Field(0.0, ge=0, le=5, description="training: baseline wander (0.1-0.5 Hz); shard.preset 'none'")
     hum_mv: float = Field(0.0, ge=0, le=5, description="training: mains hum of up to this; only shard.preset 'none'")
     hum_hz: Literal[50, 60] = Field(60, description="frequency of the mains")
+
+
+def filtered_away(config, preset):
+    """Return the name of an augmentation that the filters of ``preset`` would have taken out; None if there is none.
+
+    Wander and hum belong before the filters; added to filtered windows they are nothing that a network ever meets.
+    """
+    if preset == "none":
+        return None
+    return next((name for name in ("wander_mv", "hum_mv") if getattr(config, name)), None)
+
+
+def check_preset(config, index):
+    """Raise ShardError when the windows of ``index`` are filtered and wander or hum is to be added to them."""
+    preset = index.head["preset"]
+    if name := filtered_away(config, preset):
+        raise ShardError(
+            f"{index.folder}: preset '{preset}', whose filters take out what stream.{name} = {getattr(config, name)} "
+            f"adds; set it to 0, or make shards with shard.preset = 'none'"
+        )
+
+
+def columns(config):
+    """Return the names of the columns of ``draw_changes``: those of the augmentations that are on."""
+    by_switch = {
+        "shift_seconds": ("shift",),
+        "wander_mv": ("wander_mv", "wander_step", "wander_phase"),
+        "hum_mv": ("hum_sine", "hum_cosine"),
+        "noise_mv": ("noise_mv", "noise_start"),
+        "mask_seconds": ("mask_start", "mask_stop"),
+    }
+    return tuple(name for switch, names in by_switch.items() if getattr(config, switch) for name in names)
+
+
+def in_mv(config):
+    """Say whether an augmentation adds millivolts; else the scale of a window cancels in its z-score."""
+    return bool(config.wander_mv or config.hum_mv or config.noise_mv)
+
+
+def draw_changes(pairs, *, seed, epoch, config, fs, n_samples):
+    """Draw each pair's changes as a function of (seed, epoch, pair) alone.
+
+    Parameters
+    ----------
+    pairs : int64 array, shape (B,)
+    config : AugmentConfig
+    fs : int
+        Sampling rate in Hz.
+    n_samples : int
+        Samples of a window.
+
+    Returns
+    -------
+    float32 array, shape (B, n)
+        The columns that ``columns(config)`` names, in this order: shift in samples, below ``n_samples``; amplitude of
+        the wander in mV, its step in rad a sample and its phase in rad; factors in mV of the hum's sine and cosine; SD
+        of the noise in mV and where it starts in ``normals``; first sample of the mask and the sample after its last.
+    """
+
+    def u(what):
+        return uniform(int(digest([what, seed, epoch]), 16), pairs)
+
+    drawn = {}
+    if config.shift_seconds:
+        drawn["shift"] = np.floor(u("shift") * min(config.shift_seconds * fs, n_samples))
+    if config.wander_mv:
+        drawn["wander_mv"] = u("wander") * config.wander_mv
+        drawn["wander_step"] = 2 * math.pi * (0.1 + 0.4 * u("wander frequency")) / fs
+        drawn["wander_phase"] = 2 * math.pi * u("wander phase")
+    if config.hum_mv:
+        amplitude, phase = u("hum") * config.hum_mv, 2 * math.pi * u("hum phase")
+        drawn["hum_sine"], drawn["hum_cosine"] = amplitude * np.cos(phase), amplitude * np.sin(phase)
+    if config.noise_mv:
+        drawn["noise_mv"] = u("noise") * config.noise_mv
+        drawn["noise_start"] = np.floor(u("noise start") * N_NOISE_STARTS)
+    if config.mask_seconds:
+        length = np.floor(u("mask length") * (min(round(config.mask_seconds * fs), n_samples) + 1))
+        drawn["mask_start"] = np.floor(u("mask start") * (n_samples - length + 1))
+        drawn["mask_stop"] = drawn["mask_start"] + length
+    return np.stack([np.empty(len(pairs)), *(drawn[name] for name in columns(config))], axis=1)[:, 1:].astype(
+        np.float32
+    )
+
+
+@lru_cache(maxsize=2)
+def normals(n_values):
+    """Return the table that all noise is cut from: 2^16 + n_values standard normal numbers, float32, read-only.
+
+    A pair's noise is its own SD times ``n_values`` = leads x samples of them from its own start on; so no random
+    generator of a device decides it. Box and Muller's method on numbers of our own counter.
+    """
+    counter = np.arange(N_NOISE_STARTS + n_values)
+    radius, angle = uniform(1, counter), uniform(2, counter)
+    table = (np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * math.pi * angle)).astype(np.float32)
+    table.flags.writeable = False
+    return table
+
+
+def hum_waves(config, *, fs, n_samples):
+    """Return sine and cosine of the mains, float32 (samples,) each."""
+    angle = 2 * math.pi * config.hum_hz / fs * np.arange(n_samples)
+    return np.sin(angle).astype(np.float32), np.cos(angle).astype(np.float32)
+
+
+def standardised(signal_BLT, scale_B11, changes_Bn, config, *, fs):
+    """Scale, change and standardise windows in torch, on the device they are on: what DALI's pipeline does.
+
+    Parameters
+    ----------
+    signal_BLT : int16 tensor
+    scale_B11 : float32 tensor
+        mV a step.
+    changes_Bn : float32 tensor
+        Of ``draw_changes``.
+
+    Returns
+    -------
+    float32 tensor (B, L, T), each lead of each window with mean 0 and SD 1
+    """
+    from torch.nn.functional import layer_norm
+
+    x_BLT = signal_BLT.float()
+    if in_mv(config):
+        x_BLT *= scale_B11
+    x_BLT = change(x_BLT, changes_Bn, config, fs=fs)
+    return layer_norm(x_BLT, x_BLT.shape[-1:], eps=EPSILON_MV if in_mv(config) else EPSILON_STEPS)
+
+
+def change(x_BLT, changes_Bn, config, *, fs):
+    """Apply drawn changes in torch, on any device: shift, wander, hum, noise, mask.
+
+    Parameters
+    ----------
+    x_BLT : float32 tensor
+        In mV where wander, hum or noise is on.
+    changes_Bn : float32 tensor
+        Of ``draw_changes``.
+
+    Returns
+    -------
+    float32 tensor (B, L, T)
+    """
+    import torch
+
+    n_leads, n_samples = x_BLT.shape[1:]
+    drawn = {name: changes_Bn[:, i, None, None] for i, name in enumerate(columns(config))}
+    rows = torch.arange(len(x_BLT), device=x_BLT.device)
+    time = torch.arange(n_samples, device=x_BLT.device)
+
+    def table(values):
+        return torch.from_numpy(values.copy()).to(x_BLT.device)
+
+    if config.shift_seconds:
+        from_shift = torch.cat([x_BLT, x_BLT], dim=2).unfold(2, n_samples, 1)
+        x_BLT = from_shift[rows, :, drawn["shift"][:, 0, 0].long()]
+    if config.wander_mv:
+        x_BLT = x_BLT + drawn["wander_mv"] * torch.sin(drawn["wander_step"] * time + drawn["wander_phase"])
+    if config.hum_mv:
+        sine, cosine = (table(wave) for wave in hum_waves(config, fs=fs, n_samples=n_samples))
+        x_BLT = x_BLT + drawn["hum_sine"] * sine + drawn["hum_cosine"] * cosine
+    if config.noise_mv:
+        from_start = table(normals(n_leads * n_samples)).unfold(0, n_leads * n_samples, 1)
+        noise = from_start[drawn["noise_start"][:, 0, 0].long()].view(x_BLT.shape)
+        x_BLT = x_BLT + drawn["noise_mv"] * noise
+    if config.mask_seconds:
+        x_BLT = x_BLT * ((time < drawn["mask_start"]) | (time >= drawn["mask_stop"]))
+    return x_BLT

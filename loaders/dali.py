@@ -1,126 +1,220 @@
 """Carry batches of windows to the network: one DALI pipeline for the CPU and the GPU."""
 
-import math
-import re
+import os
+import time
+from collections import deque
 
 import numpy as np
-from pydantic import Field
 
-from anyecg.kernels.counter import uniform
-from anyecg.loaders.errors import AnyECGError, ShardError
-from anyecg.loaders.files import digest
-from anyecg.loaders.settings import Section
+from anyecg.loaders.augment import EPSILON_MV, EPSILON_STEPS, columns, hum_waves, in_mv, normals
+from anyecg.loaders.counters import Counters
+from anyecg.loaders.errors import AnyECGError
+from anyecg.loaders.prefetch import Prefetcher
+from anyecg.loaders.source import Batch
 
-
-class StreamConfig(Section):
-    """How windows travel from the shards to the network."""
-
-    prefetch: int = Field(2, ge=1, le=64, description="batches prepared ahead")
-    shift_seconds: float = Field(0.0, ge=0, le=10, description="training: shift each window, circularly, by up to this")
-    wander_mv: float = Field(0.0, ge=0, le=5, description="training: add baseline wander (0.1-0.5 Hz) of up to this")
+# Batches inside DALI: one is computed while another is trained on.
+QUEUE = 2
 
 
-def augmentation(pairs, *, seed, epoch, config, fs):
-    """Draw each pair's augmentation as a function of (seed, epoch, pair) alone.
-
-    Parameters
-    ----------
-    pairs : int64 array, shape (B,)
-
-    Returns
-    -------
-    (int32 (B, 1), float32 (B, 3))
-        Shift in samples, not negative; amplitude in mV, frequency in rad a sample, and phase in rad of the wander.
-    """
-    shift, amplitude, frequency, phase = (
-        uniform(int(digest([what, seed, epoch]), 16), pairs) for what in ("shift", "amplitude", "frequency", "phase")
-    )
-    n_shift = np.floor(shift * config.shift_seconds * fs).astype(np.int32)
-    wander = [amplitude * config.wander_mv, 2 * math.pi * (0.1 + 0.4 * frequency) / fs, 2 * math.pi * phase]
-    return n_shift[:, None], np.stack(wander, axis=1).astype(np.float32)
+def _dali():
+    try:
+        import nvidia.dali
+        import nvidia.dali.fn
+        import nvidia.dali.math
+    except ImportError as cause:
+        raise AnyECGError(
+            f"NVIDIA DALI is missing ({cause}); pip install 'anyecg-lab[cuda130]' or '[cuda120]', as your driver's CUDA, "
+            "or set stream.loader = 'torch'"
+        ) from None
+    return nvidia.dali
 
 
-def make_pipeline(source, *, batch_size, n_samples, augmented, prefetch, device_id=None):
-    """Build the pipeline: cast, scale to mV, augment, standardise each lead of each window.
+def _changed(dali, signal, scale, changes, config, *, shape, fs, device):
+    """Add the graph of the configured augmentations: what ``anyecg.loaders.augment.change`` does in torch."""
+    fn, types = dali.fn, dali.types
+    n_leads, n_samples = shape
+    at = {name: i for i, name in enumerate(columns(config))}
+    drawn = changes.gpu() if device == "gpu" else changes
+
+    def start(name):
+        """Return a drawn whole number as the start of a slice, which DALI takes from the host."""
+        return fn.cast(changes[at[name] : at[name] + 1], dtype=types.INT32)
+
+    def constant(values):
+        return types.Constant(values, device=device)
+
+    time_T = constant(np.arange(n_samples, dtype=np.float32))
+    if config.shift_seconds:
+        signal = fn.slice(fn.cat(signal, signal, axis=1), start("shift"), [n_samples], axes=[1])
+    x = signal * scale if in_mv(config) else signal
+    if config.wander_mv:
+        angle = drawn[at["wander_step"]] * time_T + drawn[at["wander_phase"]]
+        x = x + drawn[at["wander_mv"]] * dali.math.sin(angle)
+    if config.hum_mv:
+        sine, cosine = (constant(wave) for wave in hum_waves(config, fs=fs, n_samples=n_samples))
+        x = x + drawn[at["hum_sine"]] * sine + drawn[at["hum_cosine"]] * cosine
+    if config.noise_mv:
+        n_values = n_leads * n_samples
+        noise = fn.slice(constant(normals(n_values)), start("noise_start"), [n_values], axes=[0])
+        x = x + drawn[at["noise_mv"]] * fn.reshape(noise, shape=[n_leads, n_samples])
+    if config.mask_seconds:
+        x = x * ((time_T < drawn[at["mask_start"]]) | (time_T >= drawn[at["mask_stop"]]))
+    return x
+
+
+def make_pipeline(source, *, batch_size, shape, fs, config, prefetch=QUEUE, device_id=None, checkpoint=None):
+    """Build the pipeline: scale to mV, augment, standardise each lead of each window.
 
     Parameters
     ----------
     source : callable of the batch number
-        Gives [int16 (B, leads, samples), float32 scale (B, 1, 1), int8 labels (B, targets)] and, when ``augmented``,
-        int32 shift (B, 1) and float32 wander (B, 3) as well; raises StopIteration after the last batch. A callable of
-        the number alone is what DALI's own checkpoints can resume.
+        Gives a Block. A function of the number alone is what DALI's own checkpoints can resume.
     batch_size : int
         Largest number of rows in a batch of this rank.
+    shape : (int, int)
+        Leads and samples of a window.
+    fs : int
+        Sampling rate in Hz.
+    config : anyecg.loaders.augment.AugmentConfig
+        Only what it switches on becomes part of the graph. Without anything in mV the scale, which cancels in the
+        z-score, is left out too, and one operator reads int16 and writes standardised float32.
+    prefetch : int
+        Batches inside DALI.
     device_id : int, optional
         GPU; None runs everything on the CPU.
+    checkpoint : bytes, optional
+        ``pipeline.checkpoint()`` of a pipeline like this one; goes on with the batch after its last.
 
     Returns
     -------
     nvidia.dali.Pipeline with outputs signal float32 (B, leads, samples) and labels int8 (B, targets)
     """
-    try:
-        from nvidia.dali import fn, pipeline_def, types
-        from nvidia.dali import math as dali_math
-    except ImportError as cause:
-        raise AnyECGError(
-            f"NVIDIA DALI is missing ({cause}); pip install 'anyecg-lab[cuda130]' or '[cuda120]', as your driver's CUDA"
-        ) from None
+    dali = _dali()
+    fn, types = dali.fn, dali.types
+    device = "cpu" if device_id is None else "gpu"
+    # name of the part of a Block: its type and dimensions in one row
+    parts = {"signal_BLT": (types.INT16, 2), "label_BC": (types.INT8, 1)}
+    if in_mv(config):
+        parts["scale_B11"] = (types.FLOAT, 2)
+    if columns(config):
+        parts["changes_Bn"] = (types.FLOAT, 1)
 
-    on_gpu = device_id is not None
+    def feed(info):
+        block = source(info.iteration)
+        return [getattr(block, name) for name in parts]
 
-    @pipeline_def(
-        batch_size=batch_size, num_threads=1, device_id=device_id, prefetch_queue_depth=prefetch,
-        exec_dynamic=on_gpu,
+    @dali.pipeline_def(
+        batch_size=batch_size, num_threads=len(os.sched_getaffinity(0)) if device_id is None else 1,
+        device_id=device_id, prefetch_queue_depth=prefetch, exec_dynamic=True, enable_checkpointing=True,
+        checkpoint=checkpoint,
     )  # fmt: skip
     def pipeline():
-        n_outputs = 5 if augmented else 3
-        dtypes = [types.INT16, types.FLOAT, types.INT8, types.INT32, types.FLOAT][:n_outputs]
-        ndims = [2, 2, 1, 1, 1][:n_outputs]
-        signal, scale, labels, *drawn = fn.external_source(
-            source=lambda info: source(info.iteration),
-            num_outputs=n_outputs, batch=True, batch_info=True, dtype=dtypes, ndim=ndims,
+        dtypes, ndims = zip(*parts.values(), strict=True)
+        # Copied by DALI: half as fast again as no_copy=True, and the source may use its buffer for the next batch.
+        fed = fn.external_source(
+            source=feed, num_outputs=len(parts), batch=True, batch_info=True, dtype=list(dtypes), ndim=list(ndims)
         )  # fmt: skip
-        if on_gpu:
-            signal, scale, labels = signal.gpu(), scale.gpu(), labels.gpu()
-        mv = fn.cast(signal, dtype=types.FLOAT) * scale
-        if augmented:
-            shift, wander = drawn
-            mv = fn.slice(fn.cat(mv, mv, axis=1), shift, [n_samples], axes=[1])
-            if on_gpu:
-                wander = wander.gpu()
-            time = types.Constant(np.arange(n_samples, dtype=np.float32), device="gpu" if on_gpu else "cpu")
-            mv = mv + wander[0] * dali_math.sin(wander[1] * time + wander[2])
-        return fn.normalize(mv, axes=[1], epsilon=1e-16), labels
+        given = dict(zip(parts, fed, strict=True))
+        changes = given.pop("changes_Bn", None)
+        if device == "gpu":
+            given = {name: node.gpu() for name, node in given.items()}
+        x = _changed(
+            dali, given["signal_BLT"], given.get("scale_B11"), changes, config, shape=shape, fs=fs, device=device
+        )  # fmt: skip
+        epsilon = EPSILON_MV if in_mv(config) else EPSILON_STEPS
+        return fn.normalize(x, axes=[1], epsilon=epsilon, dtype=types.FLOAT), given["label_BC"]
 
     built = pipeline()
     built.build()
     return built
 
 
-def next_batch(pipeline):
-    """Run the pipeline once; return its outputs as torch tensors.
+class DaliBatches:
+    """Batches of a source through DALI, as torch tensors.
 
-    Raises
-    ------
-    ShardError
-        The source found a damaged chunk; DALI gives that back as text inside an error of its own.
+    Parameters
+    ----------
+    source : anyecg.loaders.source.PairSource or WindowSource
+    prefetch : int
+        Batches that a thread prepares ahead of DALI.
+    first_step : int
+        The source's first batch.
+    device_id : int, optional
+        GPU; None is the CPU.
+    counters : anyecg.loaders.counters.Counters, optional
+    checkpoint : bytes, optional
+        Of ``checkpoint()`` of an object made with the same arguments; goes on after the last batch it gave.
     """
-    try:
-        outputs = pipeline.run()
-    except RuntimeError as cause:
-        found = re.search(r"ShardError: (.+)", str(cause))
-        if found is None:
+
+    def __init__(self, source, *, prefetch, first_step=0, device_id=None, counters=None, checkpoint=None):
+        self._prefetcher = Prefetcher(source, [source.buffer() for _ in range(prefetch + 1)])
+        self._counters = counters or Counters()
+        self._first_step, self._on_gpu = first_step, device_id is not None
+        # What the blocks inside DALI count, in order; outputs that torch's stream may still be copying from.
+        self._counts, self._held = deque(), deque()
+        self._error = None
+        self._pipeline = make_pipeline(
+            self._feed, batch_size=source.batch_size, shape=(source.n_leads, source.n_samples), fs=source.fs,
+            config=source.config, device_id=device_id, checkpoint=checkpoint,
+        )  # fmt: skip
+
+    def _feed(self, number):
+        start = time.perf_counter_ns()
+        try:
+            block = self._prefetcher.get(self._first_step + number)
+        except Exception as cause:
+            # DALI would give it back as text inside an error of its own.
+            self._error = cause
             raise
-        raise ShardError(found[1].strip()) from None
-    return to_torch(outputs)
+        self._counters.add("feed", start, n_windows=len(block.signal_BLT))
+        self._counts.append(block[-3:])
+        return block
 
+    def next(self):
+        """Return the next Batch; its tensors own their memory.
 
-def to_torch(outputs):
-    """Return the pipeline's outputs as torch tensors that own their memory (DALI reuses its buffers)."""
-    import torch
+        Raises
+        ------
+        ShardError
+            Or whatever else the source raised.
+        """
+        start = time.perf_counter_ns()
+        try:
+            outputs = self._pipeline.run()
+        except Exception:
+            if self._error is not None:
+                raise self._error from None
+            raise
+        self._counters.add("dali", start, n_windows=len(outputs[0]))
+        start = time.perf_counter_ns()
+        x_BLT, label_BC = self._to_torch(outputs)
+        self._counters.add("copy", start, n_bytes=x_BLT.nbytes, n_windows=len(x_BLT))
+        return Batch(x_BLT, label_BC, *self._counts.popleft())
 
-    tensors = tuple(torch.from_dlpack(output.as_tensor()).clone() for output in outputs)
-    if tensors[0].is_cuda:
-        # The copies are queued on torch's stream; DALI may reuse its buffers as soon as we return.
-        torch.cuda.current_stream().synchronize()
-    return tensors
+    def _to_torch(self, outputs):
+        """Return the outputs as torch tensors.
+
+        On the CPU they share memory, which the dynamic executor gives back only when the tensor goes. On a GPU they are
+        copied on torch's stream, and the outputs are held until that copy is done.
+        """
+        import torch
+
+        tensors = [torch.from_dlpack(output.as_tensor()) for output in outputs]
+        if self._on_gpu:
+            tensors = [tensor.clone() for tensor in tensors]
+            copied = torch.cuda.Event()
+            copied.record()
+            self._held.append((copied, outputs))
+            while self._held[0][0].query() or len(self._held) > QUEUE:
+                self._held.popleft()[0].synchronize()
+                if not self._held:
+                    break
+        return tensors
+
+    def checkpoint(self):
+        """Return DALI's own state: where the next batch is. Bytes."""
+        return self._pipeline.checkpoint()
+
+    def close(self):
+        """End the thread that reads ahead."""
+        self._prefetcher.close()

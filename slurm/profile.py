@@ -15,6 +15,7 @@ from anyecg.loaders.files import code_version
 from anyecg.loaders.index import lost_files, open_index
 from anyecg.loaders.index_form import CHUNK_COLUMNS
 from anyecg.loaders.progress import Progress
+from anyecg.loaders.stream import n_units
 from anyecg.slurm.limits import SequentialDisk, device_copier, memory_copier, repeat
 from anyecg.slurm.profile_numbers import rank_profile, summarise, verdict
 
@@ -26,7 +27,11 @@ MAX_TRACED = 200_000
 VERSIONS = ("numpy", "torch", "deepspeed", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "mpich")
 
 
-def shards_to_profile(folder, horizon_min, seconds):
+def _order(config):
+    return {"seed": config.seed, "split": "train", "horizon_min": config.finetune.horizon_min}
+
+
+def shards_to_profile(folder, config, seconds):
     """Return the index of the shards in ``folder``.
 
     Raises
@@ -40,67 +45,47 @@ def shards_to_profile(folder, horizon_min, seconds):
     lost = lost_files(folder)
     if lost:
         raise ShardError(f"{folder}: {len(lost)} files are missing or cut short, as {lost[0]}; run 'anyecg shard'")
-    if not index.n_pairs("train", horizon_min):
-        raise ModelError(f"{folder}: no training pairs within {horizon_min} min; check [cohort]")
+    if not _n_samples(index, config):
+        raise ModelError(
+            f"{folder}: no training pairs within {config.finetune.horizon_min} min; check [cohort] and [stream]"
+        )
     return index
+
+
+def _n_samples(index, config):
+    return n_units(index, epoch=0, choice=config.stream, **_order(config))
 
 
 class Consumer:
     """Take this rank's training batches and, where there is an engine, train on them as finetune does."""
 
     def __init__(self, index, config, comm, *, device, engine=None):
+        from anyecg.train.batches import PairBatches
+
         self.counters = Counters(traced=True)
-        self.comm, self.engine, self.step = comm, engine, 0
+        self.comm, self.engine = comm, engine
         # Ranks that train together stop together.
         self.together = comm if engine is not None else None
-        order = {
-            "seed": config.seed, "batch_size": config.finetune.batch_size, "split": "train",
-            "horizon_min": config.finetune.horizon_min,
-        }  # fmt: skip
-        self.batches = _counted_batches(index, config.stream, order, comm, device.index, self.counters)
+        order = {**_order(config), "batch_size": config.finetune.batch_size}
+        self.batches = PairBatches(
+            index, config.stream, order, comm, device_id=device.index, counters=self.counters
+        )  # fmt: skip
 
     def take(self):
         """Take one batch; return its windows on this rank."""
         self.batch: Any = self.batches.next()
         if self.engine is not None:
             self.train()
-        self.step += 1
-        return len(self.batch[0])
+        return len(self.batch.x_BLT)
 
     def train(self):
         """Do one training step on the newest batch; return its windows on this rank."""
         from anyecg.train.finetune import train_step
 
-        start, n_windows = time.perf_counter_ns(), len(self.batch[0])
-        train_step(self.engine, self.batches, self.step, self.batch, self.comm)
+        start, n_windows = time.perf_counter_ns(), len(self.batch.x_BLT)
+        train_step(self.engine, self.batch, self.comm, n_each=self.batches.n_each)
         self.counters.add("step", start, n_windows=n_windows)
         return n_windows
-
-
-def _counted_batches(index, stream, order, comm, device_id, counters):
-    """Return PairBatches that count; until it counts itself, its methods are wrapped here."""
-    from anyecg.train.batches import PairBatches
-
-    batches = PairBatches(index, stream, order, comm, device_id=device_id)
-
-    def count(owner, name, stage, windows=len):
-        inner = getattr(owner, name)
-
-        def counted(*arguments):
-            start = time.perf_counter_ns()
-            found = inner(*arguments)
-            n_bytes = getattr(found, "nbytes", 0)
-            counters.add(stage, start, n_bytes=n_bytes, n_windows=windows(found))
-            return found
-
-        setattr(owner, name, counted)
-
-    count(batches, "pairs", "order")
-    count(batches.reader, "_chunk", "read")
-    count(batches.reader, "read", "gather")
-    count(batches.pipeline, "run", "dali", lambda outputs: len(outputs[0]))
-    count(batches, "next", "wait", lambda batch: len(batch[0]))
-    return batches
 
 
 def _start_model(index, config, comm, folder):
@@ -110,8 +95,8 @@ def _start_model(index, config, comm, folder):
 
     network = initial_network(config.finetune, index, comm, seed=config.seed, fresh=True)
     device = join(comm, folder)
-    n_batches = -(-index.n_pairs("train", config.finetune.horizon_min) // config.finetune.batch_size)
-    return start_engine(network, config.finetune, n_batches * config.finetune.epochs, comm, device)[0], device
+    n_steps = -(-_n_samples(index, config) // config.finetune.batch_size) * config.finetune.epochs
+    return start_engine(network, config.finetune, n_steps, comm, device)[0], device
 
 
 def profile(index, config, comm, *, seconds, with_model, folder):
@@ -148,7 +133,7 @@ def profile(index, config, comm, *, seconds, with_model, folder):
         measured = _run_path(consumer, config.stream.prefetch + 1, seconds, progress)
         comm.barrier()
         found, how = _measure_limits(limits, index, consumer, device, progress)
-    consumer.batches.reader.close()
+    consumer.batches.close()
     if with_model:
         leave(comm, folder)
     mine = rank_profile(**measured, limits=found)
@@ -231,8 +216,10 @@ def _counted(machines):
 
 
 def _setting(index, config):
+    keys = ("loader", "prefetch", "read_threads", "run_chunks", "workers")
     return {
-        "batch_size": config.finetune.batch_size, "model": config.finetune.model, "prefetch": config.stream.prefetch,
+        "batch_size": config.finetune.batch_size, "model": config.finetune.model,
+        **{key: getattr(config.stream, key) for key in keys},
         "filter": index.head["filter"], "leads": len(index.leads), "samples": index.head["samples"],
         "windows": index.head["counts"]["windows"],
     }  # fmt: skip

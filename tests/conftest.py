@@ -27,7 +27,8 @@ pad_short = true
 windows_per_shard = 40
 [stream]
 shift_seconds = 10.0
-wander_mv = 0.1
+noise_mv = 0.05
+mask_seconds = 1.0
 [finetune]
 epochs = 2
 batch_size = 16

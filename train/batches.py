@@ -1,85 +1,77 @@
-"""Batches of one rank, from the order through the shards and DALI to torch."""
+"""Batches of one rank, from the order through the shards and the configured loader to torch."""
 
-import numpy as np
+import time
 
-from anyecg.loaders.dali import augmentation, make_pipeline, next_batch
-from anyecg.loaders.stream import ChunkReader, batch, n_batches, rows_of_rank
+from anyecg.loaders.counters import Counters
+from anyecg.loaders.dali import DaliBatches
+from anyecg.loaders.plain import TorchBatches
+from anyecg.loaders.source import PairSource, WindowSource
+
+
+def _load(source, config, **options):
+    if config.loader == "dali":
+        return DaliBatches(source, prefetch=config.prefetch, **options)
+    return TorchBatches(source, workers=config.workers, prefetch=config.prefetch, **options)
 
 
 class PairBatches:
-    """Training batches without end: step s is batch s mod n_batches of epoch s // n_batches.
+    """Training batches without end, one epoch after the other.
 
     Parameters
     ----------
     index : anyecg.loaders.index.Index
-    stream : anyecg.loaders.dali.StreamConfig
+    stream : anyecg.loaders.stream_config.StreamConfig
     order : dict
         seed, batch_size (global), split and horizon_min of ``anyecg.loaders.stream.batch``.
     comm : MPI communicator
-    first_step : int
+    first_epoch : int
         Where to start, so that resuming is arithmetic.
     device_id : int, optional
         GPU; None is the CPU.
+    counters : anyecg.loaders.counters.Counters, optional
+
+    Attributes
+    ----------
+    n_batches : function of the epoch
+    n_each : int
+        Windows of a sample, which follow one another in a batch.
     """
 
-    def __init__(self, index, stream, order, comm, *, first_step=0, device_id=None):
-        self.index, self.stream, self.order, self.comm = index, stream, order, comm
-        self.reader = ChunkReader(index)
-        self.n_batches = n_batches(index, **{key: order[key] for key in ("batch_size", "split", "horizon_min")})
-        self.pipeline = make_pipeline(
-            lambda number: self._source(first_step + number), batch_size=-(-order["batch_size"] // comm.size),
-            n_samples=self.reader.n_samples, augmented=True, prefetch=stream.prefetch, device_id=device_id,
+    def __init__(self, index, stream, order, comm, *, first_epoch=0, device_id=None, counters=None):
+        self.counters = counters or Counters()
+        self._source = PairSource(index, stream, order, rank=comm.rank, n_ranks=comm.size, counters=self.counters)
+        self.n_batches, self.n_each = self._source.n_batches, stream.windows_per_sample
+        self._loader = _load(
+            self._source, stream, first_step=self._source.first_step(first_epoch), device_id=device_id,
+            counters=self.counters,
         )  # fmt: skip
-
-    def pairs(self, step):
-        """Return the pairs of a global batch."""
-        epoch, number = divmod(step, self.n_batches)
-        return batch(self.index, number, epoch=epoch, **self.order)
-
-    def n_observed(self, step):
-        """Return how many labels of a global batch were measured: the denominator of the loss on every rank."""
-        return int((self.index.tables["draw_labels"][self.index.tables["pair_draw"][self.pairs(step)]] >= 0).sum())
-
-    def _source(self, step):
-        pairs = self.pairs(step)
-        mine = rows_of_rank(pairs, self.comm.rank, self.comm.size)
-        # In a last batch smaller than the number of ranks, a rank without rows takes one that counts for nothing.
-        idle = not len(mine)
-        mine = pairs[:1] if idle else mine
-        tables = self.index.tables
-        windows = tables["pair_window"][mine]
-        labels = np.array(tables["draw_labels"][tables["pair_draw"][mine]])
-        if idle:
-            labels[:] = -1
-        shift, wander = augmentation(
-            mine, seed=self.order["seed"], epoch=step // self.n_batches, config=self.stream,
-            fs=self.index.head["fs"],
-        )  # fmt: skip
-        return [self.reader.read(windows), tables["window_scale"][windows][:, None, None], labels, shift, wander]
 
     def next(self):
-        """Return the next batch of this rank: float32 (B, leads, samples), int8 labels (B, targets)."""
-        return next_batch(self.pipeline)
+        """Return this rank's part of the next batch, an ``anyecg.loaders.source.Batch``."""
+        start = time.perf_counter_ns()
+        batch = self._loader.next()
+        self.counters.add("wait", start, n_windows=len(batch.x_BLT))
+        return batch
+
+    def close(self):
+        """End what reads ahead and close the shards."""
+        self._loader.close()
+        self._source.close()
 
 
 class WindowBatches:
     """Windows once each, in order, without augmentation: iterate to get float32 (B, leads, samples)."""
 
-    def __init__(self, index, windows, *, batch_size, prefetch, device_id=None):
-        self.index, self.windows, self.batch_size = index, windows, batch_size
-        self.reader = ChunkReader(index, cache_chunks=8)
-        self.pipeline = make_pipeline(
-            self._source, batch_size=batch_size, n_samples=self.reader.n_samples, augmented=False, prefetch=prefetch,
-            device_id=device_id,
-        )  # fmt: skip
-
-    def _source(self, number):
-        # Without end, so that every pass can be followed by another; the prefetched start of the next is kept.
-        number %= max(1, -(-len(self.windows) // self.batch_size))
-        rows = self.windows[number * self.batch_size : (number + 1) * self.batch_size]
-        scale = self.index.tables["window_scale"][rows][:, None, None]
-        return [self.reader.read(rows), scale, np.zeros((len(rows), 1), np.int8)]
+    def __init__(self, index, windows, stream, *, batch_size, device_id=None):
+        self._source = WindowSource(index, windows, batch_size=batch_size)
+        self._loader = _load(self._source, stream, device_id=device_id)
 
     def __iter__(self):
-        for _ in range(0, len(self.windows), self.batch_size):
-            yield next_batch(self.pipeline)[0]
+        # Every pass can be followed by another; the prefetched start of the next is kept.
+        for _ in range(self._source.n_batches):
+            yield self._loader.next().x_BLT
+
+    def close(self):
+        """End what reads ahead and close the shards."""
+        self._loader.close()
+        self._source.close()

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -33,7 +34,7 @@ class PredictConfig(Section):
     )
 
 
-def predict_shards(path, index: Index, model_folder, *, prefetch, comm, stage_hash, splits=("val", "test")):
+def predict_shards(path, index: Index, model_folder, *, stream, comm, stage_hash, splits=("val", "test")):
     """Write ``scores.h5``: for each split its windows' global rows and their logits (float32).
 
     Raises
@@ -55,7 +56,7 @@ def predict_shards(path, index: Index, model_folder, *, prefetch, comm, stage_ha
             mine = rows_of_rank(rows, comm.rank, comm.size)
             parts = [np.empty((0, len(index.targets)), np.float32)]
             try:
-                parts += _logits(model, index, mine, prefetch, device, progress, comm.size)
+                parts += _logits(model, index, mine, stream, device, progress, comm.size)
             except (AnyECGError, RuntimeError) as cause:  # DALI gives back what our source raised as RuntimeError
                 error = ModelError(f"predicting {split}: {cause}")
             share_error(comm, error)
@@ -69,14 +70,12 @@ def predict_shards(path, index: Index, model_folder, *, prefetch, comm, stage_ha
     comm.barrier()
 
 
-def _logits(model, index, rows, prefetch, device, progress, n_ranks):
+def _logits(model, index, rows, stream, device, progress, n_ranks):
     if not len(rows):
         return []
-    batches = WindowBatches(
-        index, rows, batch_size=min(BATCH, len(rows)), prefetch=prefetch, device_id=device.index
-    )  # fmt: skip
+    batches = WindowBatches(index, rows, stream, batch_size=min(BATCH, len(rows)), device_id=device.index)
     found = []
-    with torch.no_grad():
+    with closing(batches), torch.no_grad():
         for x_BLT in batches:
             found.append(model(x_BLT.to(device)).float().cpu().numpy())
             progress.advance(min(len(x_BLT) * n_ranks, progress.total - progress.done - 1))
