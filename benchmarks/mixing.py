@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import rankdata
 
-from anyecg.loaders.choice import Choice
+from anyecg.loaders.choice import Choice, run_starts
 from anyecg.loaders.index import open_index
-from anyecg.loaders.stream import batch, epoch_order, n_batches, rows_of_rank
+from anyecg.loaders.reader import WindowReader
+from anyecg.loaders.stream import batch, epoch_order, n_batches, rows_of_rank, slots_of_rank
 from benchmarks.index_scale import make_index
 from benchmarks.kernels import processor
 
@@ -56,12 +57,9 @@ def distances(window_P, batch_size):
 
 
 def runs_of(index, run_chunks):
-    """Return the run of each chunk, and the windows of each run: ``run_chunks`` chunks that follow each other."""
-    chunks = np.asarray(index.tables["chunks"])
-    shard, n_windows = chunks[:, 0], chunks[:, 2]
-    within = np.arange(len(chunks)) - np.searchsorted(shard, shard)
-    run = np.cumsum(within % run_chunks == 0) - 1
-    return run, np.bincount(run, n_windows).astype(np.int64)
+    """Return the first window of each run of chunks that the reader reads in one go, and how many windows it has."""
+    chunks, starts = np.asarray(index.tables["chunks"]), run_starts(index, run_chunks)
+    return chunks[starts[:-1], 1], np.add.reduceat(chunks[:, 2], starts[:-1])
 
 
 def rank_of_position(n_pairs, batch_size, n_ranks):
@@ -108,6 +106,25 @@ def amplification(run_P, windows_R, *, batch_size, n_ranks, n_slots):
     return n_read / int(windows_R[np.unique(run_P)].sum())
 
 
+def counted(index, pair_P, choice, *, batch_size, n_ranks, n_slots):
+    """Return the same, counted by the reader while it reads the shards, one rank after the other."""
+    rank_P = rank_of_position(len(pair_P), batch_size, n_ranks)
+    number_P, window_P = np.arange(len(pair_P)) // batch_size, np.asarray(index.tables["pair_window"])[pair_P]
+    n_read = 0
+    for rank in range(n_ranks):
+        here = np.flatnonzero(rank_P == rank)
+        reader = WindowReader(index, run_chunks=choice.run_chunks, n_slots=n_slots)
+        for some in np.split(here, np.flatnonzero(np.diff(number_P[here])) + 1):
+            reader.read(window_P[some])
+        n_read += reader.n_bytes_read
+        reader.close()
+    chunks = np.asarray(index.tables["chunks"])
+    first_R, _ = runs_of(index, choice.run_chunks)
+    touched = np.unique(np.searchsorted(first_R, window_P, side="right") - 1)
+    run_of_chunk = np.searchsorted(first_R, chunks[:, 1], side="right") - 1
+    return n_read / int(chunks[np.isin(run_of_chunk, touched), 4].sum())
+
+
 def print_mixing(title, index, pair_P, batch_size):
     """Print every measure of one order."""
     window_P = np.asarray(index.tables["pair_window"])[pair_P]
@@ -122,50 +139,55 @@ def print_mixing(title, index, pair_P, batch_size):
         print(f"  pairs between two of one window: {found}; in one batch: {together:.2%}")
 
 
-def print_reads(title, index, pair_P, arguments, slots):
-    """Print the read amplification for each number of ranks and of slots."""
-    run_of_chunk, windows_R = runs_of(index, arguments.run_chunks)
+def print_reads(title, index, pair_P, choice, arguments):
+    """Print the read amplification for each number of ranks, with the slots that training gives a rank and others."""
+    first_R, windows_R = runs_of(index, choice.run_chunks)
     window_P = np.asarray(index.tables["pair_window"])[pair_P]
-    first_windows = np.asarray(index.tables["chunks"])[:, 1]
-    run_P = run_of_chunk[np.searchsorted(first_windows, window_P, side="right") - 1]
+    run_P = np.searchsorted(first_R, window_P, side="right") - 1
     used = int(windows_R[np.unique(run_P)].sum()) / len(np.unique(window_P))
-    print(f"\n{title}: runs of {arguments.run_chunks} chunks; windows stored in them by window used: {used:.3f}")
-    n_bytes = 2 * 64 * arguments.run_chunks * len(index.leads) * index.head["samples"]
+    print(f"\n{title}: runs of {choice.run_chunks} chunks; windows stored in them by window used: {used:.3f}")
+    n_bytes = 2 * 64 * choice.run_chunks * len(index.leads) * index.head["samples"]
     for n_ranks in arguments.ranks:
-        for n_slots in slots(n_ranks):
+        given = slots_of_rank(choice, batch_size=arguments.batch_size, n_ranks=n_ranks)
+        for share in arguments.slots:
+            n_slots = max(1, round(share * given))
             found = amplification(
                 run_P, windows_R, batch_size=arguments.batch_size, n_ranks=n_ranks, n_slots=n_slots
             )  # fmt: skip
-            memory = n_slots * n_bytes / 1e6
-            print(f"  {n_ranks:3d} ranks, {n_slots:5d} runs each ({memory:6.0f} MB): read {found:.3f} times")
+            said = f"read {found:.3f} times"
+            if arguments.read:
+                really = counted(
+                    index, pair_P, choice, batch_size=arguments.batch_size, n_ranks=n_ranks, n_slots=n_slots
+                )  # fmt: skip
+                said += f"; by the reader's count {really:.3f}"
+            print(
+                f"  {n_ranks:3d} ranks, {n_slots:5d} runs each ({n_slots * n_bytes / 1e6:6.0f} MB, {share:g} of what "
+                f"training gives): {said}"
+            )
 
 
-def check_slices(index, pair_P, batch_size):
+def check_slices(index, pair_P, order):
     """Hold a few batches, the first and the last among them, against the epoch."""
-    n = n_batches(index, batch_size=batch_size)
+    n, size = n_batches(index, **order), order["batch_size"]
     for number in sorted({0, 1 % n, n // 2, n - 1}):
-        found = batch(index, number, seed=0, epoch=0, batch_size=batch_size)
-        np.testing.assert_array_equal(found, pair_P[number * batch_size : (number + 1) * batch_size])
+        np.testing.assert_array_equal(batch(index, number, **order), pair_P[number * size : (number + 1) * size])
 
 
-def measure(index, arguments):
+def measure(index, choice, arguments):
     """Print mixing and reading of the order and of a perfect shuffle."""
     start = time.perf_counter()
-    pair_P = epoch_order(index, seed=0, epoch=0)
+    pair_P = epoch_order(index, seed=0, epoch=0, choice=choice)
     taken = time.perf_counter() - start
-    check_slices(index, pair_P, arguments.batch_size)
+    check_slices(index, pair_P, {"seed": 0, "epoch": 0, "choice": choice, "batch_size": arguments.batch_size})
     print(f"{processor()}; {len(pair_P):,} pairs of train, batches of {arguments.batch_size}; order in {taken:.1f} s")
-    perfect_P = np.random.default_rng(0).permutation(pair_P)
-    print_mixing("the order of training", index, pair_P, arguments.batch_size)
-    print_mixing("a perfect shuffle", index, perfect_P, arguments.batch_size)
-    choice = Choice()
-
-    def slots(n_ranks):
-        pool = -(-choice.lanes * choice.pool_runs // n_ranks)
-        return [arguments.slots] if arguments.slots else [pool, pool * 5 // 4, pool * 3 // 2, 2 * pool]
-
-    print_reads("the order of training", index, pair_P, arguments, slots)
-    print_reads("a perfect shuffle", index, perfect_P, arguments, lambda n_ranks: slots(n_ranks)[-1:])
+    orders = {
+        f"the order of training ({choice.lanes} lanes, pools of {choice.pool_runs} runs)": pair_P,
+        "a perfect shuffle": np.random.default_rng(0).permutation(pair_P),
+    }
+    for title, order_P in orders.items():
+        print_mixing(title, index, order_P, arguments.batch_size)
+    for title, order_P in orders.items():
+        print_reads(title, index, order_P, choice, arguments)
 
 
 def main():
@@ -176,15 +198,19 @@ def main():
     parser.add_argument("--visits", type=int, default=5_900)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--run-chunks", type=int, default=Choice().run_chunks)
-    parser.add_argument("--slots", type=int, default=0, help="runs that a rank keeps; 0: 1 to 2 times its pools")
+    parser.add_argument("--slots", type=float, nargs="+", default=[0.75, 1.0], help="by what training gives a rank")
+    for name in ("lanes", "run_chunks", "pool_runs"):
+        said = Choice.model_fields[name].description
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Choice(), name), help=said)
+    parser.add_argument("--read", action="store_true", help="with --index: read the epoch too, and count the bytes")
     arguments = parser.parse_args()
+    choice = Choice(lanes=arguments.lanes, run_chunks=arguments.run_chunks, pool_runs=arguments.pool_runs)
     if arguments.index:
-        measure(open_index(arguments.index), arguments)
+        measure(open_index(arguments.index), choice, arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
         make_index(Path(folder), arguments.windows, arguments.visits)
-        measure(open_index(folder), arguments)
+        measure(open_index(folder), choice, arguments)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def read_stream(folder):
 
     def batches():
         for epoch in itertools.count():
-            for number in range(n_batches(index, batch_size=BATCH)):
+            for number in range(n_batches(index, batch_size=BATCH, seed=0, epoch=epoch)):
                 pairs = batch(index, number, seed=0, epoch=epoch, batch_size=BATCH)
                 yield reader.read(index.tables["pair_window"][pairs], out=out[: len(pairs)])
 

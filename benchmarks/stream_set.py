@@ -8,40 +8,33 @@ import numpy as np
 
 from anyecg.kernels.prepare import prepare, preset_hash
 from anyecg.kernels.segment import quantise
+from anyecg.loaders.choice import Choice
 from anyecg.loaders.files import FORMATS
 from anyecg.loaders.index import write_index
+from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.shard_file import ShardWriter, describe_shard
+from anyecg.loaders.stream import slots_of_rank
 from benchmarks.kernels import DEMO, real_windows
 
 N_TARGETS, N_SAMPLES = 108, 5000
 WINDOWS_PER_SHARD, WINDOWS_PER_VISIT, DRAWS_PER_VISIT = 10_240, 640, 6
 N_BASE = 512
 
-try:
-    from anyecg.loaders.reader import WindowReader
-except ImportError:  # a tree from before the reader of runs
-    WindowReader = None
 
-
-def open_reader(index, *, check=True, threads=1):
-    """Return the reader that is measured: the only place that names it."""
-    if WindowReader is not None:
-        return WindowReader(index, check=check, threads=threads)
-    from anyecg.loaders.stream import ChunkReader
-
-    if not check or threads > 1:
-        raise ImportError("ChunkReader always checks, on one thread")
-    reader = ChunkReader(index)
-    read = reader.read
-    reader.read = lambda rows, out=None: read(rows)
-    return reader
+def open_reader(index, *, batch_size=256, n_slots=None, check=True, threads=1):
+    """Return the reader of one rank as training has it: the only place that says which reader is measured."""
+    choice = Choice()
+    n_slots = n_slots or slots_of_rank(choice, batch_size=batch_size, n_ranks=1)
+    return WindowReader(index, run_chunks=choice.run_chunks, n_slots=n_slots, check=check, threads=threads)
 
 
 def make_signal(n_windows):
     """Return int16 (n_windows, 5000), no two alike: real windows, each time around turned by a little more."""
     base = quantise(prepare(real_windows(DEMO, N_BASE), zscore=False))[0]
-    n_rounds = -(-n_windows // N_BASE)
-    signal = np.concatenate([np.roll(base, 23 * number, axis=1) for number in range(n_rounds)])[:n_windows]
+    signal = np.empty((n_windows, N_SAMPLES), np.int16)
+    for number, first in enumerate(range(0, n_windows, N_BASE)):
+        part = signal[first : first + N_BASE]
+        part[:] = np.roll(base, 23 * number, axis=1)[: len(part)]
     if len(np.unique(checksums(signal))) < n_windows:
         raise ValueError(f"two of {n_windows} windows are alike; take fewer")
     return signal
