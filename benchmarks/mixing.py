@@ -3,14 +3,13 @@
     python -m benchmarks.mixing --index FOLDER_OF_SHARDS
     python -m benchmarks.mixing --windows 1000000 --visits 5900        # an index without signal, of that size
 
-Reading is simulated from the order alone: a rank keeps the runs of chunks that it used last, and reads a run that it
-does not have whole.
+Reading is simulated from the order and the reader's own slots alone: a rank keeps the runs of chunks that it used last,
+and reads a run that it does not have whole. ``--read`` reads the shards as well, and the reader counts the bytes.
 """
 
 import argparse
 import tempfile
 import time
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from scipy.stats import rankdata
 from anyecg.loaders.choice import Choice, run_starts
 from anyecg.loaders.index import open_index
 from anyecg.loaders.reader import WindowReader
+from anyecg.loaders.slots import Slots
 from anyecg.loaders.stream import batch, epoch_order, n_batches, rows_of_rank, slots_of_rank
 from benchmarks.index_scale import make_index
 from benchmarks.kernels import processor
@@ -73,56 +73,36 @@ def rank_of_position(n_pairs, batch_size, n_ranks):
     return rank_P
 
 
-def accesses(run_P, number_P):
-    """Return the runs that are needed one after the other, each once a batch; ``number_P`` is the batch of a pair."""
-    n_runs = int(run_P.max()) + 1
-    return np.unique(number_P * n_runs + run_P) % n_runs
-
-
-def misses(needed, n_slots):
-    """Return which of the accesses find a run that is not among the ``n_slots`` used last."""
-    held: OrderedDict = OrderedDict()
-    missed = np.zeros(len(needed), bool)
-    for place, run in enumerate(needed.tolist()):
-        if run in held:
-            held.move_to_end(run)
-            continue
-        missed[place] = True
-        held[run] = None
-        if len(held) > n_slots:
-            held.popitem(last=False)
-    return missed
+def of_ranks(n_pairs, batch_size, n_ranks):
+    """Yield, for each rank, the positions that it reads, a list of arrays, one a batch in which it has any."""
+    rank_P = rank_of_position(n_pairs, batch_size, n_ranks)
+    for rank in range(n_ranks):
+        here = np.flatnonzero(rank_P == rank)
+        yield np.split(here, np.flatnonzero(np.diff(here // batch_size)) + 1)
 
 
 def amplification(run_P, windows_R, *, batch_size, n_ranks, n_slots):
     """Return windows read by window stored in the runs that the epoch touches, over all ranks, each with its slots."""
-    rank_P = rank_of_position(len(run_P), batch_size, n_ranks)
-    number_P = np.arange(len(run_P)) // batch_size
     n_read = 0
-    for rank in range(n_ranks):
-        here = rank_P == rank
-        needed = accesses(run_P[here], number_P[here])
-        n_read += int(windows_R[needed[misses(needed, n_slots)]].sum())
+    for parts in of_ranks(len(run_P), batch_size, n_ranks):
+        slots = Slots(len(windows_R), n_slots)
+        for part in parts:
+            for runs, _ in slots.parts(run_P[part]):
+                n_read += sum(int(windows_R[run]) for run, _ in slots.take(runs))
     return n_read / int(windows_R[np.unique(run_P)].sum())
 
 
-def counted(index, pair_P, choice, *, batch_size, n_ranks, n_slots):
-    """Return the same, counted by the reader while it reads the shards, one rank after the other."""
-    rank_P = rank_of_position(len(pair_P), batch_size, n_ranks)
-    number_P, window_P = np.arange(len(pair_P)) // batch_size, np.asarray(index.tables["pair_window"])[pair_P]
+def counted(index, run_P, window_P, choice, *, batch_size, n_ranks, n_slots):
+    """Return the same in bytes, as the reader counts them while it reads the shards, one rank after the other."""
     n_read = 0
-    for rank in range(n_ranks):
-        here = np.flatnonzero(rank_P == rank)
+    for parts in of_ranks(len(window_P), batch_size, n_ranks):
         reader = WindowReader(index, run_chunks=choice.run_chunks, n_slots=n_slots)
-        for some in np.split(here, np.flatnonzero(np.diff(number_P[here])) + 1):
-            reader.read(window_P[some])
+        for part in parts:
+            reader.read(window_P[part])
         n_read += reader.n_bytes_read
         reader.close()
-    chunks = np.asarray(index.tables["chunks"])
-    first_R, _ = runs_of(index, choice.run_chunks)
-    touched = np.unique(np.searchsorted(first_R, window_P, side="right") - 1)
-    run_of_chunk = np.searchsorted(first_R, chunks[:, 1], side="right") - 1
-    return n_read / int(chunks[np.isin(run_of_chunk, touched), 4].sum())
+    bytes_R = np.add.reduceat(np.asarray(index.tables["chunks"])[:, 4], run_starts(index, choice.run_chunks)[:-1])
+    return n_read / int(bytes_R[np.unique(run_P)].sum())
 
 
 def print_mixing(title, index, pair_P, batch_size):
@@ -139,7 +119,7 @@ def print_mixing(title, index, pair_P, batch_size):
         print(f"  pairs between two of one window: {found}; in one batch: {together:.2%}")
 
 
-def print_reads(title, index, pair_P, choice, arguments):
+def print_reads(title, index, pair_P, choice, arguments, *, read=False):
     """Print the read amplification for each number of ranks, with the slots that training gives a rank and others."""
     first_R, windows_R = runs_of(index, choice.run_chunks)
     window_P = np.asarray(index.tables["pair_window"])[pair_P]
@@ -148,18 +128,13 @@ def print_reads(title, index, pair_P, choice, arguments):
     print(f"\n{title}: runs of {choice.run_chunks} chunks; windows stored in them by window used: {used:.3f}")
     n_bytes = 2 * 64 * choice.run_chunks * len(index.leads) * index.head["samples"]
     for n_ranks in arguments.ranks:
-        given = slots_of_rank(choice, batch_size=arguments.batch_size, n_ranks=n_ranks)
+        whole = slots_of_rank(choice, batch_size=arguments.batch_size, n_ranks=n_ranks)
         for share in arguments.slots:
-            n_slots = max(1, round(share * given))
-            found = amplification(
-                run_P, windows_R, batch_size=arguments.batch_size, n_ranks=n_ranks, n_slots=n_slots
-            )  # fmt: skip
-            said = f"read {found:.3f} times"
-            if arguments.read:
-                really = counted(
-                    index, pair_P, choice, batch_size=arguments.batch_size, n_ranks=n_ranks, n_slots=n_slots
-                )  # fmt: skip
-                said += f"; by the reader's count {really:.3f}"
+            n_slots = max(1, round(share * whole))
+            given_to = {"batch_size": arguments.batch_size, "n_ranks": n_ranks, "n_slots": n_slots}
+            said = f"read {amplification(run_P, windows_R, **given_to):.3f} times"
+            if read:
+                said += f"; by the reader's count {counted(index, run_P, window_P, choice, **given_to):.3f}"
             print(
                 f"  {n_ranks:3d} ranks, {n_slots:5d} runs each ({n_slots * n_bytes / 1e6:6.0f} MB, {share:g} of what "
                 f"training gives): {said}"
@@ -181,13 +156,13 @@ def measure(index, choice, arguments):
     check_slices(index, pair_P, {"seed": 0, "epoch": 0, "choice": choice, "batch_size": arguments.batch_size})
     print(f"{processor()}; {len(pair_P):,} pairs of train, batches of {arguments.batch_size}; order in {taken:.1f} s")
     orders = {
-        f"the order of training ({choice.lanes} lanes, pools of {choice.pool_runs} runs)": pair_P,
+        f"the order of training (up to {choice.lanes} lanes, pools of {choice.pool_runs} runs)": pair_P,
         "a perfect shuffle": np.random.default_rng(0).permutation(pair_P),
     }
     for title, order_P in orders.items():
         print_mixing(title, index, order_P, arguments.batch_size)
     for title, order_P in orders.items():
-        print_reads(title, index, order_P, choice, arguments)
+        print_reads(title, index, order_P, choice, arguments, read=arguments.read and order_P is pair_P)
 
 
 def main():

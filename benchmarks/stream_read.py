@@ -34,7 +34,12 @@ from benchmarks.page_cache import disk_rate, drop, resident
 from benchmarks.stream_peers import BATCH, batches_of
 from benchmarks.stream_set import checksums, make_set, make_signal, open_reader
 
-COPY, CHECKED, UNCHECKED, MEMMAP = "np.copyto, in order", "ours, checked", "ours, not checked", "numpy memmap X[idx]"
+COPY, CHECKED, UNCHECKED, MEMMAP = (
+    "np.copyto into one buffer",
+    "ours, checked",
+    "ours, not checked",
+    "numpy memmap X[idx]",
+)
 # (ours, at least so many times, the fastest of those whose name starts so)
 GOALS = (
     (CHECKED, 0.25, COPY),
@@ -58,20 +63,21 @@ class Way:
 
 
 @contextmanager
-def from_memory(signal, shuffled):
-    """Copy batches out of an array in memory into one buffer: blocks in order, or shuffled rows."""
-    out = np.empty((BATCH, signal.shape[1]), np.int16)
+def from_memory(signal, *, shuffled=False, kept=False):
+    """Copy batches out of an array in memory: blocks in order or shuffled rows, into one buffer or each to its place."""
+    out = np.empty(signal.shape if kept else (BATCH, signal.shape[1]), np.int16)
 
-    def epoch(number):
-        if not shuffled:
-            for first in range(0, len(signal), BATCH):
-                np.copyto(out, signal[first : first + BATCH])
-                yield out
-            return
+    def in_order(number):
+        for first in range(0, len(signal), BATCH):
+            batch_ = out[first : first + BATCH] if kept else out
+            np.copyto(batch_, signal[first : first + BATCH])
+            yield batch_
+
+    def in_disorder(number):
         for rows in batches_of(np.random.default_rng(number).permutation(len(signal))):
             yield np.take(signal, rows, axis=0, out=out, mode="clip")
 
-    yield epoch
+    yield in_disorder if shuffled else in_order
 
 
 @contextmanager
@@ -104,7 +110,8 @@ def all_ways(folder, signal, threads):
     """Return every way that can run here; the first is the limit."""
     shards = tuple(sorted(folder.glob("shard-*.h5")))
     ways = [
-        Way(COPY, lambda: from_memory(signal, shuffled=False)),
+        Way(COPY, lambda: from_memory(signal)),
+        Way("np.copyto to as much memory", lambda: from_memory(signal, kept=True)),
         Way("random rows from memory", lambda: from_memory(signal, shuffled=True)),
         Way(CHECKED, lambda: ours(folder, check=True), shards),
         Way(UNCHECKED, lambda: ours(folder, check=False), shards),
