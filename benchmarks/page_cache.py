@@ -11,12 +11,19 @@ import numpy as np
 _BLOCK = 1 << 20
 
 
+def flush(paths):
+    """Write what is not on the disk yet, so that it is not written while something is measured."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def drop(paths):
     """Drop the pages of files from the page cache; what is not on the disk yet is written first."""
+    flush(paths)
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)

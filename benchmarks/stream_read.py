@@ -30,7 +30,7 @@ from anyecg.loaders.index import open_index
 from anyecg.loaders.stream import batch, n_batches, slots_of_rank
 from benchmarks import stream_peers as peers
 from benchmarks.kernels import processor
-from benchmarks.page_cache import disk_rate, drop, resident
+from benchmarks.page_cache import disk_rate, drop, flush, resident
 from benchmarks.stream_peers import BATCH, batches_of
 from benchmarks.stream_set import checksums, make_set, make_signal, open_reader
 
@@ -64,7 +64,7 @@ class Way:
 
 @contextmanager
 def from_memory(signal, *, shuffled=False, kept=False):
-    """Copy batches out of an array in memory: blocks in order or shuffled rows, into one buffer or each to its place."""
+    """Copy batches out of an array in memory: blocks in order or shuffled rows, into one buffer or kept apart."""
     out = np.empty(signal.shape if kept else (BATCH, signal.shape[1]), np.int16)
 
     def in_order(number):
@@ -232,12 +232,12 @@ def ratio(rates, name, other):
 
 def print_table(rates, amplification):
     """Print a row for each way."""
-    print(f"\n{'':<36} windows/s   MB/s  of np.copyto  ours, checked, is  bytes read a byte")
+    print(f"\n{'':<44} windows/s   MB/s  of np.copyto  ours, checked, is  bytes read a byte")
     for name, found in rates.items():
         median = statistics.median(found)
         read = f"{amplification[name]:.2f}" if amplification[name] > 0.1 else "-"
         print(
-            f"{name:<36} {median:9.0f} {median / 100:6.0f} {ratio(rates, name, COPY):12.3f} "
+            f"{name:<44} {median:9.0f} {median / 100:6.0f} {ratio(rates, name, COPY):12.3f} "
             f"{ratio(rates, CHECKED, name):16.2f}x {read:>17}"
         )
 
@@ -294,6 +294,7 @@ def run(folder, arguments):
         print(line)
     ways = all_ways(folder, signal, arguments.threads)
     ways = [way for way in ways if way.name in (COPY, CHECKED) or re.search(arguments.only, way.name)]
+    flush({path for way in ways for path in way.files})
     ways, amplification = check_all(ways, signal)
     print(f"{len(signal)} windows, {signal.nbytes / 1e6:.0f} MB; medians of {arguments.rounds} rounds")
     if arguments.cold:

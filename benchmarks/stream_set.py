@@ -15,6 +15,7 @@ from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.shard_file import ShardWriter, describe_shard
 from anyecg.loaders.stream import slots_of_rank
 from benchmarks.kernels import DEMO, real_windows
+from benchmarks.page_cache import flush
 
 N_TARGETS, N_SAMPLES = 108, 5000
 WINDOWS_PER_SHARD, WINDOWS_PER_VISIT, DRAWS_PER_VISIT = 10_240, 640, 6
@@ -62,6 +63,7 @@ def make_set(folder, parts):
             described.append(describe_shard(path))
     counts = {what: sum(shard["counts"][what] for shard in described) for what in ("pairs", "windows")}
     write_index(folder, described, {"stage_hash": "0", "cohort_hash": "0", "counts": counts})
+    flush(sorted(folder.glob("*")))
 
 
 def _write_shard(path, split, signal, *, seed):
