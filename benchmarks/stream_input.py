@@ -4,8 +4,8 @@
 
 Beside it, in turns in one run: the same DALI graph fed with one block in memory again and again, windows that pass DALI
 as int16, the plain torch loader, and the source alone. Each way runs on without end over epochs of a set larger than
-what the reader keeps, and says how many bytes it read by byte that it gave. CPU time and bytes are those of this process,
-without its workers. A new way is one line in ``all_ways``.
+what the reader keeps, and says how many bytes it read by byte that it gave. CPU time and bytes are those of this
+process, without its workers. A new way is one line in ``all_ways``.
 """
 
 import argparse
