@@ -46,6 +46,7 @@ setup(
         "torch>=2.6",
         "tqdm>=4.66",
         "wfdb>=4.1.2,<5",
+        "zlib-ng>=0.5",
     ],
     extras_require={
         # One machine takes one of the two DALI builds, by the CUDA version of its driver; both also run without a GPU.

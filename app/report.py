@@ -20,7 +20,8 @@ from anyecg.kernels.auroc import METRICS
 from anyecg.kernels.segment import FLAG_NAMES
 from anyecg.loaders.cohort import open_cohort, read_reference
 from anyecg.loaders.files import code_version, write_text
-from anyecg.loaders.stream import ChunkReader, open_index
+from anyecg.loaders.index import open_index
+from anyecg.loaders.reader import WindowReader
 from anyecg.train.evaluate import one_target, read_results, units_of
 from anyecg.train.model import read_card
 from anyecg.train.predict import read_scores
@@ -215,7 +216,7 @@ def draw_ecg(mv_T, fs):
 def _examples(index, scores, horizon_min):
     """Show for each target the highest- and the lowest-scored positive and the highest-scored negative window."""
     units = units_of(index, scores, "test", horizon_min, "window")
-    reader = ChunkReader(index, cache_chunks=4)
+    reader = WindowReader(index, run_chunks=1, n_slots=4)
     examples: list[dict] = []
     shown: set[int] = set()
     for number, target in enumerate(index.targets[:MAX_EXAMPLE_TARGETS]):

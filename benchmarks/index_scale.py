@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from anyecg.kernels.prepare import preset_hash
+from anyecg.loaders.choice import Choice
 from anyecg.loaders.files import write_document
 from anyecg.loaders.index_form import CHUNK_COLUMNS, table_dtype
 from anyecg.loaders.stream import batch, n_batches, open_index
@@ -102,17 +103,30 @@ def _measure(folder, arguments):
     print(f"opens in {1e3 * statistics.median(opened):.0f} ms, the first time {1e3 * opened[0]:.0f} ms")
     rng = np.random.default_rng(1)
     for split, horizon_min in (("train", 60), ("test", 60), ("test", 15)):
-        n = n_batches(index, batch_size=256, split=split, horizon_min=horizon_min)
-        batch(index, 0, seed=0, epoch=0, batch_size=256, split=split, horizon_min=horizon_min)  # loads compiled code
-        seconds = []
-        for number in rng.integers(0, n, arguments.repeats).tolist():
-            start = time.perf_counter()
-            batch(index, number, seed=0, epoch=3, batch_size=256, split=split, horizon_min=horizon_min)
-            seconds.append(time.perf_counter() - start)
-        said = f"median {1e3 * statistics.median(seconds):.2f} ms, longest {1e3 * max(seconds):.1f} ms"
-        print(f"any of the {n} batches of 256 pairs of {split}, {horizon_min} min: {said}")
+        _batches(index, rng, arguments.repeats, f"{split}, {horizon_min} min", split=split, horizon_min=horizon_min)
+    for chosen in ({"windows_per_draw": 1}, {"windows_per_sample": 3}, {"balance": 0.5}, {"patients": 0.3}):
+        said = ", ".join(f"{key} {value}" for key, value in chosen.items())
+        _batches(index, rng, arguments.repeats, f"train, 60 min, {said}", choice=Choice(**chosen))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"memory taken by all this: {after - before:.0f} MB, mapped pages of the tables included")
+
+
+def _batches(index, rng, n_repeats, said, **options):
+    """Print how long the first batch of an epoch takes, and then any other one."""
+    options |= {"batch_size": 256, "seed": 0}
+    batch(index, 0, epoch=0, **options)  # loads compiled code
+    first, later = [], []
+    for epoch in range(1, 8):
+        n = n_batches(index, epoch=0, **options)
+        for seconds, repeats in ((first, 1), (later, n_repeats // 7)):
+            for number in rng.integers(0, n - 1, repeats).tolist():
+                start = time.perf_counter()
+                batch(index, number, epoch=epoch, **options)
+                seconds.append(time.perf_counter() - start)
+    print(
+        f"any of the {n} batches of 256 of {said}: median {1e3 * statistics.median(later):.1f} ms, "
+        f"longest {1e3 * max(later):.1f} ms; the first of a new epoch {1e3 * statistics.median(first):.0f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import json
 import logging
+from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +17,14 @@ from anyecg.loaders.shard_parse import opened
 from anyecg.loaders.splits import SPLITS
 
 log = logging.getLogger(__name__)
+
+
+class ShardRows(NamedTuple):
+    """The number of a shard, and which rows of the index's tables are its draws and pairs."""
+
+    number: int
+    draws: slice
+    pairs: slice
 
 
 @dataclass(frozen=True)
@@ -28,11 +38,14 @@ class Index:
         Targets, preset, rate, hashes, counts, and one entry a shard.
     tables : dict of arrays
         See ``TABLES``; ``chunks`` has ``CHUNK_COLUMNS``, one row a chunk of signal, in order of windows.
+    orders : OrderedDict
+        Orders of epochs that were worked out for this index (``anyecg.loaders.stream``).
     """
 
     folder: Path
     head: dict
     tables: dict = field(repr=False)
+    orders: OrderedDict = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
 
     @property
     def targets(self):
@@ -54,55 +67,41 @@ class Index:
         splits = np.asarray(self.tables["visit_split"])[self.tables["window_visit"]]
         return np.flatnonzero(splits == SPLITS.index(split))
 
-    def _counts(self, split, horizon_min):
-        """Return how many pairs of a split and horizon each shard holds, and how many pairs at all."""
-        if split not in SPLITS or horizon_min not in HORIZON_BIT:
-            raise ValueError(
-                f"split {split!r}, horizon {horizon_min!r}; wanted one of {SPLITS} and {list(HORIZON_BIT)}"
-            )
-        column = list(HORIZON_BIT).index(horizon_min)
-        shards = self.head["shards"]
-        counts = [shard["horizons"][column] if shard["split"] == split else 0 for shard in shards]
-        return np.array(counts, np.int64), np.array([shard["lengths"]["pairs"] for shard in shards], np.int64)
+    def shards_of(self, split):
+        """Return the shards of a split as ``ShardRows``, in order."""
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r}; wanted one of {SPLITS}")
+        n_SL = np.array([[shard["lengths"][what] for what in ("draws", "pairs")] for shard in self.head["shards"]])
+        stop_SL = np.cumsum(n_SL, axis=0)
+        return [
+            ShardRows(number, *(slice(stop - n, stop) for n, stop in zip(n_SL[number].tolist(), row, strict=True)))
+            for number, (row, shard) in enumerate(zip(stop_SL.tolist(), self.head["shards"], strict=True))
+            if shard["split"] == split
+        ]
 
     def n_pairs(self, split, horizon_min):
         """Return how many pairs a split and horizon have."""
-        return int(self._counts(split, horizon_min)[0].sum())
-
-    def pairs_at(self, split, horizon_min, positions):
-        """Return the numbers of the pairs at some positions among a split's pairs with that horizon.
-
-        Parameters
-        ----------
-        positions : int64 array
-            Each in 0 .. n_pairs - 1, in any order.
-
-        Returns
-        -------
-        int64 array, shape of ``positions``
-            Found in time and memory of the shards that the positions lie in: no list of all pairs is made.
-        """
-        positions = np.asarray(positions, np.int64)
-        wanted_S, all_S = self._counts(split, horizon_min)
-        stop_S, first_pair_S = np.cumsum(wanted_S), np.cumsum(all_S) - all_S
-        shard = np.searchsorted(stop_S, positions, side="right")
-        numbers = positions - (stop_S - wanted_S)[shard] + first_pair_S[shard]
-        for some in np.unique(shard[wanted_S[shard] < all_S[shard]]):
-            here = shard == some
-            first = first_pair_S[some]
-            bits = np.asarray(self.tables["pair_horizons"][first : first + all_S[some]])
-            found = np.flatnonzero(bits & HORIZON_BIT[horizon_min])
-            if len(found) != wanted_S[some]:
-                raise ShardError(
-                    f"{self.folder}: {len(found)} pairs of shard {some} have {horizon_min} min, the index says "
-                    f"{wanted_S[some]}; run 'anyecg shard' again"
-                )
-            numbers[here] = first + found[numbers[here] - first]
-        return numbers
+        if horizon_min not in HORIZON_BIT:
+            raise ValueError(f"horizon {horizon_min!r}; wanted one of {list(HORIZON_BIT)}")
+        column = list(HORIZON_BIT).index(horizon_min)
+        return sum(self.head["shards"][shard.number]["horizons"][column] for shard in self.shards_of(split))
 
     def pairs_of(self, split, horizon_min):
         """Return the numbers of a split's pairs with that horizon, int64, ascending."""
-        return self.pairs_at(split, horizon_min, np.arange(self.n_pairs(split, horizon_min)))
+        n_wanted = self.n_pairs(split, horizon_min)
+        found = np.concatenate([
+            np.empty(0, np.int64),
+            *(
+                shard.pairs.start + np.flatnonzero(self.tables["pair_horizons"][shard.pairs] & HORIZON_BIT[horizon_min])
+                for shard in self.shards_of(split)
+            ),
+        ])  # fmt: skip
+        if len(found) != n_wanted:
+            raise ShardError(
+                f"{self.folder}: {len(found)} pairs of {split} have {horizon_min} min, the index says {n_wanted}; "
+                "run 'anyecg shard' again"
+            )
+        return found
 
 
 def _write_tables(folder, described, n_targets):

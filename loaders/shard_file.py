@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from anyecg.kernels.checksum import fletcher32
 from anyecg.loaders.apart import parse_apart
+from anyecg.loaders.crc32 import crc32
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import FORMATS, NewFile, code_version, digest
 from anyecg.loaders.shard_parse import (
@@ -184,7 +184,7 @@ def read_through(path, places):
             data, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
             if len(stored) < n_bytes or fletcher32(data) != int.from_bytes(checksum, "little"):
                 damaged.append((first, first + n_windows - 1))
-            chunks.append(Chunk(first, n_windows, offset, n_bytes, zlib.crc32(stored)))
+            chunks.append(Chunk(first, n_windows, offset, n_bytes, crc32(stored)))
         _hash_up_to(whole, file, None)
     return sorted(chunks), whole.hexdigest(), sorted(damaged)
 

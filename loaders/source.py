@@ -1,17 +1,31 @@
 """What the loaders carry: the windows, labels and changes of one rank's batches, each a function of its number."""
 
+import bisect
+import logging
 import os
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from anyecg.kernels.counter import uniform
 from anyecg.loaders.augment import AugmentConfig, check_preset, draw_changes
+from anyecg.loaders.counters import Counters
+from anyecg.loaders.errors import ShardError
+from anyecg.loaders.files import digest
 from anyecg.loaders.index import open_index
-from anyecg.loaders.stream import ChunkReader, batch, n_batches, rows_of_rank
+from anyecg.loaders.reader import WindowReader
+from anyecg.loaders.stream import n_units, pairs_at, rows_of_rank, slots_of_rank
+
+log = logging.getLogger(__name__)
+# Share of the chunks, beyond the first, that may be damaged before the set as a whole is given up.
+MOST_DAMAGED = 0.01
 
 
 class Block(NamedTuple):
     """One rank's part of a batch, on the host, before anything is done to it.
+
+    Where a sample has several windows, they follow one another, each with the sample's labels.
 
     Attributes
     ----------
@@ -22,11 +36,11 @@ class Block(NamedTuple):
     changes_Bn : float32 array (B, n)
         Of ``draw_changes``.
     n_pairs : int
-        Pairs of the whole batch, over all ranks.
+        Pairs, or samples of several windows, of the whole batch, over all ranks.
     n_measured : int
-        Measured labels among ``label_BC``.
+        Measured labels of this rank's samples.
     n_substituted : int
-        Windows of ``signal_BLT`` that stand in for damaged ones.
+        Samples of this rank that stand in for damaged ones.
     """
 
     signal_BLT: Any
@@ -61,17 +75,21 @@ class Batch(NamedTuple):
 class _Source:
     """An index and its reader, opened anew by every process that uses them: no open file crosses a fork or a pickle."""
 
-    cache_chunks = 256
-
-    def __init__(self, index, batch_size):
+    def __init__(self, index, batch_size, counters, **reader):
         self.batch_size = batch_size
         self.n_leads, self.n_samples, self.fs = len(index.leads), index.head["samples"], index.head["fs"]
+        self.counters = counters or Counters()
+        self._options = reader
         self._folder, self._index = index.folder, index
         self._reader: Any = None
         self._pid: int | None = None
 
     def __getstate__(self):
-        return {**self.__dict__, "_index": None, "_reader": None, "_pid": None}
+        return {**self.__dict__, "_index": None, "_reader": None, "_pid": None, "counters": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.counters = Counters()
 
     @property
     def index(self):
@@ -82,7 +100,7 @@ class _Source:
     @property
     def reader(self):
         if self._pid != os.getpid():
-            self._reader, self._pid = ChunkReader(self.index, cache_chunks=self.cache_chunks), os.getpid()
+            self._reader, self._pid = WindowReader(self.index, counters=self.counters, **self._options), os.getpid()
         return self._reader
 
     def buffer(self, *, pinned=False):
@@ -94,13 +112,6 @@ class _Source:
 
         return torch.empty(shape, dtype=torch.int16, pin_memory=True).numpy()
 
-    def _read(self, windows, buffer):
-        signal_BLT = self.reader.read(windows)
-        if buffer is None:
-            return signal_BLT
-        buffer[: len(windows)] = signal_BLT
-        return buffer[: len(windows)]
-
     def close(self):
         """Close this process's files."""
         if self._pid == os.getpid():
@@ -109,7 +120,7 @@ class _Source:
 
 
 class PairSource(_Source):
-    """Training pairs without end: step s is batch s mod n_batches of epoch s // n_batches.
+    """Training pairs without end, one epoch after the other.
 
     Parameters
     ----------
@@ -118,49 +129,122 @@ class PairSource(_Source):
     order : dict
         seed, batch_size (global), split and horizon_min of ``anyecg.loaders.stream.batch``.
     rank, n_ranks : int
+    counters : anyecg.loaders.counters.Counters, optional
 
     Raises
     ------
     ShardError
-        Wander or hum for windows that are filtered already.
+        Wander or hum for windows that are filtered already; while reading, a damaged chunk, unless ``on_damage`` is
+        "quarantine", and even then where more than 1 % of the chunks (and more than one) are damaged.
+
+    Notes
+    -----
+    In quarantine the k-th trial to replace what stands at place p of an epoch is what stands at the place that a hash
+    of (seed, epoch, p, k) names: on any number of ranks the same.
     """
 
-    def __init__(self, index, config, order, *, rank=0, n_ranks=1):
-        super().__init__(index, -(-order["batch_size"] // n_ranks))
+    def __init__(self, index, config, order, *, rank=0, n_ranks=1, counters=None):
+        self.windows_per_sample = config.windows_per_sample
+        n_rows = -(-order["batch_size"] // n_ranks)
+        super().__init__(
+            index, n_rows * self.windows_per_sample, counters, run_chunks=config.run_chunks,
+            threads=config.read_threads, n_slots=slots_of_rank(config, batch_size=order["batch_size"], n_ranks=n_ranks),
+        )  # fmt: skip
         check_preset(config, index)
         self.config, self.order, self.rank, self.n_ranks = config, order, rank, n_ranks
-        self.n_batches = n_batches(index, **{key: order[key] for key in ("batch_size", "split", "horizon_min")})
+        self._pairs = {"choice": config, **{key: order[key] for key in ("seed", "split", "horizon_min")}}
+        self._ends = [0]
+
+    def n_batches(self, epoch):
+        """Return how many batches an epoch has."""
+        return self.first_step(epoch + 1) - self.first_step(epoch)
+
+    def first_step(self, epoch):
+        """Return the number of the first batch of an epoch, counted through all epochs."""
+        while len(self._ends) <= epoch:
+            n = n_units(self.index, epoch=len(self._ends) - 1, **self._pairs)
+            self._ends.append(self._ends[-1] - (-n // self.order["batch_size"]))
+        return self._ends[epoch]
+
+    def _epoch_of(self, step):
+        while self._ends[-1] <= step:
+            self.first_step(len(self._ends))
+        return bisect.bisect_right(self._ends, step) - 1
 
     def __call__(self, step, buffer=None):
         """Return the Block of a step; its signal lies in ``buffer`` when there is one."""
-        epoch, number = divmod(step, self.n_batches)
-        pairs = batch(self.index, number, epoch=epoch, **self.order)
-        mine = rows_of_rank(pairs, self.rank, self.n_ranks)
+        epoch, start = self._epoch_of(step), time.perf_counter_ns()
+        first = (step - self.first_step(epoch)) * self.order["batch_size"]
+        n_all = n_units(self.index, epoch=epoch, **self._pairs)
+        places = np.arange(first, min(first + self.order["batch_size"], n_all))
+        mine = rows_of_rank(places, self.rank, self.n_ranks)
         # In a last batch smaller than the number of ranks, a rank without rows takes one that counts for nothing.
         idle = not len(mine)
-        mine = pairs[:1] if idle else mine
-        tables = self.index.tables
-        windows = tables["pair_window"][mine]
-        label_BC = np.array(tables["draw_labels"][tables["pair_draw"][mine]])
+        mine = places[:1] if idle else mine
+        pairs = pairs_at(self.index, mine, epoch=epoch, **self._pairs).reshape(-1)
+        self.counters.add("order", start, n_windows=len(pairs))
+        signal_BLT = np.empty((len(pairs), self.n_leads, self.n_samples), np.int16) if buffer is None else buffer
+        signal_BLT = signal_BLT[: len(pairs)]
+        n_substituted = self._read(epoch, mine, pairs, signal_BLT)
+        tables, n_each = self.index.tables, self.windows_per_sample
+        label_BC = np.array(tables["draw_labels"][tables["pair_draw"][pairs]])
         if idle:
             label_BC[:] = -1
         changes_Bn = draw_changes(
-            mine, seed=self.order["seed"], epoch=epoch, config=self.config, fs=self.fs, n_samples=self.n_samples
+            pairs, seed=self.order["seed"], epoch=epoch, config=self.config, fs=self.fs, n_samples=self.n_samples
         )  # fmt: skip
         return Block(
-            self._read(windows, buffer), tables["window_scale"][windows][:, None, None], label_BC, changes_Bn,
-            n_pairs=len(pairs), n_measured=int((label_BC >= 0).sum()), n_substituted=0,
+            signal_BLT, tables["window_scale"][tables["pair_window"][pairs]][:, None, None], label_BC, changes_Bn,
+            n_pairs=len(places), n_measured=int((label_BC[::n_each] >= 0).sum()), n_substituted=n_substituted,
         )  # fmt: skip
+
+    def _read(self, epoch, places, pairs, signal_BLT):
+        """Read the windows of ``pairs``; replace, there too, what lies in bad chunks; return how many samples."""
+        window, n_each = self.index.tables["pair_window"], self.windows_per_sample
+        if self.config.on_damage == "fail":
+            self.reader.read(window[pairs], signal_BLT)
+            return 0
+        n_known, replaced = len(self.reader.bad), np.zeros(len(places), bool)
+        _, is_bad = self.reader.read_what_is_whole(window[pairs], signal_BLT)
+        trial = 0
+        while is_bad.any():
+            self._tell(n_known)
+            n_known, trial = len(self.reader.bad), trial + 1
+            rows = np.flatnonzero(is_bad.reshape(-1, n_each).any(1))
+            replaced[rows] = True
+            there = self._other_places(epoch, places[rows], trial)
+            others = pairs_at(self.index, there, epoch=epoch, **self._pairs).reshape(-1)
+            flat = (rows[:, None] * n_each + np.arange(n_each)).reshape(-1)
+            pairs[flat] = others
+            signal_BLT[flat], still_bad = self.reader.read_what_is_whole(window[others])
+            is_bad[flat] = still_bad
+        return int(replaced.sum())
+
+    def _other_places(self, epoch, places, trial):
+        key = int(digest(["instead", self.order["seed"], epoch, trial]), 16)
+        return (uniform(key, places) * n_units(self.index, epoch=epoch, **self._pairs)).astype(np.int64)
+
+    def _tell(self, n_known):
+        """Name the chunks that were found bad now; give up where they are too many."""
+        bad = list(self.reader.bad.values())
+        for said in bad[n_known:]:
+            log.warning("quarantined: %s", said)
+        n_chunks = len(self.index.tables["chunks"])
+        if len(bad) > max(1, MOST_DAMAGED * n_chunks):
+            raise ShardError(
+                f"{self.index.folder}: {len(bad)} of {n_chunks} chunks are damaged, wanted at most {MOST_DAMAGED:.0%}; "
+                "run 'anyecg verify' to see which, remove those files and run 'anyecg shard' again"
+            )
 
 
 class WindowSource(_Source):
     """Windows in the order of ``windows``, again and again, without labels and without augmentation."""
 
-    cache_chunks = 8
     config = AugmentConfig()
+    windows_per_sample = 1
 
-    def __init__(self, index, windows, *, batch_size):
-        super().__init__(index, batch_size)
+    def __init__(self, index, windows, *, batch_size, counters=None):
+        super().__init__(index, batch_size, counters, run_chunks=1, n_slots=-(-batch_size // 64) + 8)
         self.windows = windows
         self.n_batches = -(-len(windows) // batch_size)
 
@@ -168,8 +252,8 @@ class WindowSource(_Source):
         """Return the Block of a step."""
         number = step % self.n_batches
         rows = self.windows[number * self.batch_size : (number + 1) * self.batch_size]
+        signal_BLT = self.reader.read(rows, None if buffer is None else buffer[: len(rows)])
         return Block(
-            self._read(rows, buffer), self.index.tables["window_scale"][rows][:, None, None],
-            np.full((len(rows), 1), -1, np.int8), np.empty((len(rows), 0), np.float32),
-            n_pairs=len(rows), n_measured=0, n_substituted=0,
+            signal_BLT, self.index.tables["window_scale"][rows][:, None, None], np.full((len(rows), 1), -1, np.int8),
+            np.empty((len(rows), 0), np.float32), n_pairs=len(rows), n_measured=0, n_substituted=0,
         )  # fmt: skip

@@ -12,8 +12,8 @@ from mpi4py import MPI
 from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.index import open_index
+from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.shards import ShardConfig, write_shards
-from anyecg.loaders.stream import ChunkReader
 from anyecg.loaders.verify import Problem, verify
 
 CHANGES = ("open", "pwrite", "ftruncate", "fsync", "rename", "unlink", "mkdir")
@@ -265,7 +265,7 @@ def found_harm(path, rng):
         base = chunks[0][1]
         assert [(p.first_window, p.last_window) for p in problems] == [(a - base, b - base) for a, b in hit]
         for window, stop in hit:
-            reader = ChunkReader(open_index(folder))
+            reader = WindowReader(open_index(folder))
             with pytest.raises(ShardError, match=f"windows {window} to {stop} of the index are damaged"):
                 reader.read([window])
             reader.close()

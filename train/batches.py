@@ -15,7 +15,7 @@ def _load(source, config, **options):
 
 
 class PairBatches:
-    """Training batches without end: step s is batch s mod n_batches of epoch s // n_batches.
+    """Training batches without end, one epoch after the other.
 
     Parameters
     ----------
@@ -24,19 +24,26 @@ class PairBatches:
     order : dict
         seed, batch_size (global), split and horizon_min of ``anyecg.loaders.stream.batch``.
     comm : MPI communicator
-    first_step : int
+    first_epoch : int
         Where to start, so that resuming is arithmetic.
     device_id : int, optional
         GPU; None is the CPU.
     counters : anyecg.loaders.counters.Counters, optional
+
+    Attributes
+    ----------
+    n_batches : function of the epoch
+    n_each : int
+        Windows of a sample, which follow one another in a batch.
     """
 
-    def __init__(self, index, stream, order, comm, *, first_step=0, device_id=None, counters=None):
+    def __init__(self, index, stream, order, comm, *, first_epoch=0, device_id=None, counters=None):
         self.counters = counters or Counters()
-        self._source = PairSource(index, stream, order, rank=comm.rank, n_ranks=comm.size)
-        self.n_batches = self._source.n_batches
+        self._source = PairSource(index, stream, order, rank=comm.rank, n_ranks=comm.size, counters=self.counters)
+        self.n_batches, self.n_each = self._source.n_batches, stream.windows_per_sample
         self._loader = _load(
-            self._source, stream, first_step=first_step, device_id=device_id, counters=self.counters
+            self._source, stream, first_step=self._source.first_step(first_epoch), device_id=device_id,
+            counters=self.counters,
         )  # fmt: skip
 
     def next(self):

@@ -17,7 +17,7 @@ from anyecg.loaders.files import file_hash, read_document, replacing, write_docu
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
 from anyecg.loaders.settings import Section
-from anyecg.loaders.stream import rows_of_rank
+from anyecg.loaders.stream import n_units, rows_of_rank
 from anyecg.train.batches import PairBatches, WindowBatches
 from anyecg.train.distributed import join, leave
 from anyecg.train.loss import masked_bce
@@ -200,31 +200,36 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     ModelError
         No training pairs, a damaged checkpoint, weights that do not fit, or a loss that is not finite.
     """
-    n_pairs = index.n_pairs("train", config.horizon_min)
-    if not n_pairs:
+    order = {"seed": seed, "split": "train", "horizon_min": config.horizon_min}
+    n_samples = n_units(index, epoch=0, choice=stream, **order)
+    if not n_samples:
         raise ModelError(f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort]")
     folder = Path(folder) / stage_hash
     checkpoint = Checkpoint(folder)
     state = checkpoint.load()
     network = _initial_network(config, index, comm, seed=seed, fresh=state is None)
     device = join(comm, folder)
-    n_batches = -(-n_pairs // config.batch_size)
-    engine, optimiser, schedule = _start_engine(network, config, n_batches * config.epochs, comm, device)
-    first_epoch, curve, best_value, best_epoch = 0, [], math.inf, 0
+    n_steps = -(-n_samples // config.batch_size) * config.epochs
+    engine, optimiser, schedule = _start_engine(network, config, n_steps, comm, device)
+    first_epoch, curve, best_value, best_epoch, n_substituted = 0, [], math.inf, 0, 0
     if state:
         engine.module.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
-        first_epoch, curve, best_value, best_epoch = (state[k] for k in ("epoch", "curve", "best_value", "best_epoch"))
-    order = {"seed": seed, "batch_size": config.batch_size, "split": "train", "horizon_min": config.horizon_min}
-    batches = PairBatches(index, stream, order, comm, first_step=first_epoch * n_batches, device_id=device.index)
+        first_epoch, curve, best_value, best_epoch, n_substituted = (
+            state[key] for key in ("epoch", "curve", "best_value", "best_epoch", "n_substituted")
+        )  # fmt: skip
+    batches = PairBatches(
+        index, stream, {**order, "batch_size": config.batch_size}, comm, first_epoch=first_epoch, device_id=device.index
+    )  # fmt: skip
     validation = Validation(index, config, stream, comm, device)
     best = folder / "best.safetensors"
     log.info("ranks=%d device=%s parameters=%d", comm.size, device, sum(p.numel() for p in network.parameters()))
-    with Progress("finetune", (config.epochs - first_epoch) * n_pairs, " windows", shown=comm.rank == 0) as progress:
+    with Progress("finetune", (config.epochs - first_epoch) * n_samples, " samples", shown=comm.rank == 0) as progress:
         for epoch in range(first_epoch, config.epochs):
             rate = schedule.get_last_lr()[0]
             row = _train_epoch(engine, batches, epoch, progress, comm)
+            n_substituted += row["substituted"]
             val_loss, val_auroc = validation.measure(engine.module)
             curve.append(
                 [epoch + 1, row["windows"], row["loss"], val_loss, val_auroc, rate, row["rate"], row["waiting"]]
@@ -236,13 +241,15 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
                 best_value, best_epoch = value, epoch + 1
             if comm.rank == 0:
                 log.info(" ".join(f"{key}={value:.5g}" for key, value in zip(CURVE, curve[-1], strict=True)))
+                if row["substituted"]:
+                    log.warning("epoch=%d samples_in_place_of_damaged_ones=%d", epoch + 1, row["substituted"])
                 if better:
                     save_weights(best, engine.module)
                 checkpoint.save(
                     {
                         "epoch": epoch + 1, "model": engine.module.state_dict(), "optimiser": optimiser.state_dict(),
                         "schedule": schedule.state_dict(), "curve": curve, "best_value": best_value,
-                        "best_epoch": best_epoch,
+                        "best_epoch": best_epoch, "n_substituted": n_substituted,
                     }
                 )  # fmt: skip
     batches.close()
@@ -250,43 +257,52 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     if comm.rank == 0:
         load_weights(best, network)
         _write_curve(Path(model_folder) / "curve.csv", curve)
-        publish(model_folder, network, _card(index, config, seed, curve[best_epoch - 1], network, stage_hash))
+        card = _card(index, config, seed, curve[best_epoch - 1], network, stage_hash)
+        publish(model_folder, network, {**card, "n_substituted": n_substituted})
     comm.barrier()
     leave(comm, folder)
 
 
-def backward(engine, x_BLT, label_BC, *, n_observed, n_ranks):
+def backward(engine, x_BLT, label_BC, *, n_observed, n_ranks, n_each=1):
     """Add this rank's share of the global batch to the gradients; return its share of the loss.
 
-    DeepSpeed averages gradients over ranks; the loss is a sum over the global batch, so its division is undone.
+    DeepSpeed averages gradients over ranks; the loss is a sum over the global batch, so its division is undone. The
+    logit of a sample of ``n_each`` windows is their mean.
     """
-    loss = masked_bce(engine(x_BLT.to(engine.device)), label_BC.to(engine.device), n_observed=n_observed)
+    logit_BC = engine(x_BLT.to(engine.device)).unflatten(0, (-1, n_each)).mean(1)
+    loss = masked_bce(logit_BC, label_BC[::n_each].to(engine.device), n_observed=n_observed)
     engine.backward(loss * n_ranks)
     return loss.item()
 
 
 def _train_epoch(engine, batches, epoch, progress, comm):
-    """Run one epoch; return windows, mean loss an observed label, windows/s and the share of time waiting for data."""
-    start, waited, n_windows, loss_sum, n_labels = time.monotonic(), 0.0, 0, 0.0, 0
-    for step in range(epoch * batches.n_batches, (epoch + 1) * batches.n_batches):
+    """Run one epoch; return windows, mean loss a label, windows/s, share of waiting for data, samples substituted."""
+    start, waited, n_samples, loss_sum, n_labels, n_substituted = time.monotonic(), 0.0, 0, 0.0, 0, 0
+    for number in range(batches.n_batches(epoch)):
         asked = time.monotonic()
         batch = batches.next()
         waited += time.monotonic() - asked
         # The denominator of the loss on every rank: what the rows of all ranks really carry.
         n_observed = comm.allreduce(batch.n_measured)
         total = comm.allreduce(
-            backward(engine, batch.x_BLT, batch.label_BC, n_observed=n_observed, n_ranks=comm.size)
+            backward(
+                engine, batch.x_BLT, batch.label_BC, n_observed=n_observed, n_ranks=comm.size, n_each=batches.n_each
+            )
         )  # fmt: skip
         engine.step()
         if not math.isfinite(total):
-            raise ModelError(f"the loss is {total} at step {step}; lower finetune.learning_rate, or look at the shards")
-        n_windows, n_labels = n_windows + batch.n_pairs, n_labels + n_observed
-        loss_sum += total * n_observed
-        progress.advance(batch.n_pairs, f"epoch {epoch + 1} loss {total:.3f}")
-    seconds = time.monotonic() - start
+            raise ModelError(
+                f"the loss is {total} at batch {number} of epoch {epoch + 1}; "
+                "lower finetune.learning_rate, or look at the shards"
+            )
+        n_samples, n_labels, loss_sum = n_samples + batch.n_pairs, n_labels + n_observed, loss_sum + total * n_observed
+        n_substituted += batch.n_substituted
+        waiting = waited / (time.monotonic() - start)
+        progress.advance(batch.n_pairs, f"epoch {epoch + 1} loss {total:.3f} waiting for data {waiting:.1%}")
+    n_windows, seconds = n_samples * batches.n_each, time.monotonic() - start
     return {
         "windows": n_windows, "loss": loss_sum / max(n_labels, 1), "rate": n_windows / seconds,
-        "waiting": waited / seconds,
+        "waiting": waited / seconds, "substituted": comm.allreduce(n_substituted),
     }  # fmt: skip
 
 

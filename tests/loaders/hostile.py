@@ -26,8 +26,9 @@ from anyecg.kernels.checksum import fletcher32
 from anyecg.loaders.apart import end_children
 from anyecg.loaders.errors import ShardError, UpgradeNeeded
 from anyecg.loaders.files import write_document
+from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.shard_file import describe_shard
-from anyecg.loaders.stream import ChunkReader, epoch_order, open_index
+from anyecg.loaders.stream import epoch_order, open_index
 from anyecg.loaders.verify import verify
 
 from .checksums import find_blocks, mend
@@ -420,7 +421,7 @@ for _name, _make in {
 def read_whole(folder):
     """Do with a folder what training does with it: open, order, read."""
     index = open_index(folder)
-    reader = ChunkReader(index)
+    reader = WindowReader(index)
     try:
         for split in ("train", "val", "test"):
             for horizon_min in (60, 30, 15):

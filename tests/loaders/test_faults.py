@@ -16,7 +16,7 @@ from anyecg.app.cli import _LogFile, main
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import NewFile, replacing
 from anyecg.loaders.index import open_index
-from anyecg.loaders.stream import ChunkReader
+from anyecg.loaders.reader import WindowReader
 
 from ..conftest import REPOSITORY, anyecg, write_small_config
 from ..disk import Failing, Job, after_power_loss, found_harm, lose_power, power_losses, record, watched
@@ -150,7 +150,7 @@ def test_a_chunk_table_that_changed_is_not_read_by(shards):
     data[-8] ^= 1
     path.write_bytes(data)
     with pytest.raises(ShardError, match="changed since it was written"):
-        ChunkReader(open_index(shards))
+        WindowReader(open_index(shards))
 
 
 def test_an_index_without_its_digest_is_refused(shards):

@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 import logging
@@ -13,6 +12,7 @@ from anyecg.loaders.files import digest
 from anyecg.loaders.index import count_overlapping, lost_files, open_index, write_index
 from anyecg.loaders.index_form import CHUNK_COLUMNS, TABLES, read_head
 from anyecg.loaders.shard_file import describe_shard
+from anyecg.loaders.stream import epoch_order
 
 from .test_stream import slow_pairs
 from .tiny import SHARDS, write_tiny_shard
@@ -83,16 +83,19 @@ def test_pairs_are_found_as_by_looking_at_each(tiny_index, split, horizon_min):
     assert len(wanted) > 0
     assert tiny_index.n_pairs(split, horizon_min) == len(wanted)
     assert tiny_index.pairs_of(split, horizon_min).tolist() == wanted
-    positions = np.random.default_rng(0).integers(0, len(wanted), 30)
-    found = tiny_index.pairs_at(split, horizon_min, positions.tolist())
-    assert found.tolist() == [wanted[position] for position in positions]
-    assert found.dtype == np.int64
+    assert tiny_index.pairs_of(split, horizon_min).dtype == np.int64
 
 
-def test_horizon_bits_are_not_read_where_every_pair_of_a_shard_has_them(tiny_index):
-    tables = {name: table for name, table in tiny_index.tables.items() if name != "pair_horizons"}
-    without = dataclasses.replace(tiny_index, tables=tables)
-    assert without.pairs_of("train", 60).tolist() == tiny_index.pairs_of("train", 60).tolist()
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_shards_of_a_split_hold_its_draws_and_pairs(tiny_index, split):
+    tables = tiny_index.tables
+    of_draw = tables["visit_split"][tables["draw_visit"]] == ("train", "val", "test").index(split)
+    of_pair = of_draw[tables["pair_draw"]]
+    shards = tiny_index.shards_of(split)
+    assert [tiny_index.head["shards"][shard.number]["split"] for shard in shards] == [split] * len(shards)
+    for found, wanted in (([s.draws for s in shards], of_draw), ([s.pairs for s in shards], of_pair)):
+        rows = np.concatenate([np.arange(rows.start, rows.stop) for rows in found])
+        np.testing.assert_array_equal(rows, np.flatnonzero(wanted))
 
 
 def test_the_windows_of_the_splits_are_all_windows(tiny_index):
@@ -113,9 +116,10 @@ def test_horizon_bits_that_belie_the_index_are_refused(tiny_copy):
     table[np.flatnonzero(table & 2)[0]] = 1
     np.save(tiny_copy / "index-pair_horizons.npy", table)
     index = open_index(tiny_copy)
-    with pytest.raises(ShardError, match="pairs of shard 0 have 30 min, the index says"):
-        index.pairs_at("train", 30, [0])
-    assert index.pairs_at("train", 30, np.array([index.n_pairs("train", 30) - 1])) > 0
+    with pytest.raises(ShardError, match="pairs of train have 30 min, the index says"):
+        index.pairs_of("train", 30)
+    with pytest.raises(ShardError, match="pairs have this split and horizon, the index says"):
+        epoch_order(index, seed=1, epoch=0, horizon_min=30)
 
 
 def test_a_patient_in_two_splits_is_refused_unless_the_split_is_by_visit(tmp_path, caplog):

@@ -39,7 +39,7 @@ def assert_equal(found, wanted):
 
 @pytest.mark.parametrize("config", [StreamConfig(), CONFIG], ids=["plain", "augmented"])
 def test_dali_and_torch_give_the_same_batches_over_an_epoch_and_on(tiny_index, config):
-    n_batches = source_of(tiny_index).n_batches + 3
+    n_batches = source_of(tiny_index).n_batches(0) + 3
     dali = take(DaliBatches(source_of(tiny_index, config), prefetch=2), n_batches)
     plain = take(TorchBatches(source_of(tiny_index, config), workers=0, prefetch=2), n_batches)
     for a, b in zip(dali, plain, strict=True):
@@ -106,9 +106,9 @@ def test_an_idle_rank_takes_a_row_that_counts_for_nothing(tiny_index):
 
 
 def test_a_source_gives_each_pair_its_own_changes_whatever_the_batch(tiny_index):
-    for step, epoch in ((0, 0), (3, 0), (source_of(tiny_index).n_batches + 2, 1)):
+    for step, epoch in ((0, 0), (3, 0), (source_of(tiny_index).n_batches(0) + 2, 1)):
         block = source_of(tiny_index)(step)
-        pairs = batch(tiny_index, step % source_of(tiny_index).n_batches, epoch=epoch, **ORDER)
+        pairs = batch(tiny_index, step % source_of(tiny_index).n_batches(0), epoch=epoch, **ORDER)
         wanted = draw_changes(pairs, seed=5, epoch=epoch, config=CONFIG, fs=5, n_samples=50)
         np.testing.assert_array_equal(block.changes_Bn, wanted)
 

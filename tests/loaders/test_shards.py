@@ -12,9 +12,9 @@ from anyecg.kernels.segment import DROPPED, FLAT, HUGE, NONFINITE, PADDED
 from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import RecordError
 from anyecg.loaders.index import open_index
+from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.records import Record, open_record
 from anyecg.loaders.shards import ShardConfig, write_shards
-from anyecg.loaders.stream import ChunkReader
 from anyecg.loaders.verify import verify
 from anyecg.loaders.windows import drop_reasons, find_windows, store_windows
 
@@ -167,7 +167,7 @@ def test_a_filter_makes_the_files_smaller_and_changes_no_window(small_run, small
     write_shards(tmp_path, cohort, config, MPI.COMM_SELF, seed=3, stage_hash="")
     packed = open_index(tmp_path)
     rows = np.random.default_rng(6).permutation(len(packed.tables["window_scale"]))
-    np.testing.assert_array_equal(ChunkReader(packed).read(rows), ChunkReader(small_index).read(rows))
+    np.testing.assert_array_equal(WindowReader(packed).read(rows), WindowReader(small_index).read(rows))
     n_bytes = [sum(shard["n_bytes"] for shard in index.head["shards"]) for index in (packed, small_index)]
     assert n_bytes[0] < 0.9 * n_bytes[1]
     assert verify(tmp_path)[1] == []
