@@ -20,6 +20,8 @@ setup(
         "anyecg.loaders": ["targets108.csv"],
         "anyecg.slurm": ["configs/*.toml"],
         "anyecg.app": [
+            "page.css",
+            "profile.html.j2",
             "report.html.j2",
             "demo/*.toml",
             "demo/*.csv",

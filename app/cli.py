@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from anyecg.app.run import CHAIN, as_rank, lock_folder, mend, run_chain, run_profile, run_stage, run_stage_on_ranks
 from anyecg.loaders.errors import AnyECGError
 
 EPILOG = """\
@@ -23,13 +24,13 @@ around them
   demo       the whole chain on real ECGs      anyecg demo
   run        all stages, kept where unchanged  anyecg run config.toml
   verify     shards against their checksums    anyecg verify config.toml (or a run folder; --json)
+  profile    the data path, stage by stage     anyecg profile config.toml --seconds 20 (--model: with training steps)
   simulate   MC-MED's layout, known truth      anyecg simulate --out sim --visits 300 --hours 1 --seed 1
   targets    components of labs.csv, counted   anyecg targets config.toml --out candidates.csv
   doctor     what this machine has and lacks   anyecg doctor
   config     the resolved config, explained    anyecg config config.toml seed=7
 """
 DEMO_MARK = ".anyecg-demo"
-CHAIN = ("cohort", "shard", "finetune", "predict", "evaluate", "report")
 
 
 def _parser():
@@ -40,7 +41,7 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in (*CHAIN, "run", "verify", "targets", "config"):
+    for name in (*CHAIN, "run", "verify", "targets", "profile", "config"):
         command = commands.add_parser(name, help=argparse.SUPPRESS)
         required = name not in ("config", "predict")
         command.add_argument("config", nargs=None if required else "?", help="config (TOML)")
@@ -51,6 +52,10 @@ def _parser():
             command.add_argument("--out", type=Path, help="CSV to write")
         if name == "verify":
             command.add_argument("--json", action="store_true", help="print what was found as JSON")
+        if name == "profile":
+            command.add_argument("--seconds", type=float, default=20.0, help="how long the batches run (20)")
+            command.add_argument("--model", action="store_true", help="train on the batches, as finetune does")
+            command.add_argument("--out", type=Path, help="folder to write (default: profile in the run folder)")
         if name == "targets":
             command.add_argument("--out", type=Path, required=True, help="CSV of candidates to write")
             command.add_argument("--min-visits", type=int, default=500, help="fewer visits with ECG are rare (500)")
@@ -69,166 +74,6 @@ def _parser():
     return parser
 
 
-class _LogFile(logging.FileHandler):
-    """A log file whose disk may fail: that is said once, and does not stop the run."""
-
-    _said = False
-
-    def handleError(self, record):
-        """Say why a line is missing."""
-        cause = sys.exc_info()[1]
-        if not isinstance(cause, OSError):
-            super().handleError(record)
-        elif not self._said:
-            self._said = True
-            print(f"anyecg: {self.baseFilename}: {cause.strerror}; lines are missing there", file=sys.stderr)
-
-
-def _log_to(folder, stage):
-    """Send log lines to ``log/STAGE.log`` and, where no bar is shown, to standard error too."""
-    from anyecg.loaders.progress import on_terminal
-
-    path = Path(folder) / "log" / f"{stage}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    console = logging.StreamHandler()
-    console.setLevel(logging.WARNING if on_terminal() else logging.INFO)
-    logging.basicConfig(
-        level=logging.INFO, handlers=[_LogFile(path), console], force=True,
-        format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S",
-    )  # fmt: skip
-
-
-def _lock(folder):
-    """Keep a second run out of a run folder for as long as this process lives."""
-    import fcntl
-
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise AnyECGError(f"{folder}: not a folder; give another one as 'folder'")
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise AnyECGError(f"{folder}: another anyecg is writing there; wait for it, or give another folder") from None
-    except OSError as cause:
-        logging.getLogger(__name__).warning("no lock on %s: %s", folder, cause)
-    return file
-
-
-def _as_rank(name, comm, work):
-    """Run ``work`` as one rank of a job; return the exit code, and end all ranks where only this one fails."""
-    try:
-        work()
-    except (AnyECGError, OSError) as found:
-        cause = found if isinstance(found, AnyECGError) else AnyECGError(_mend(found))
-        if not cause.on_every_rank:
-            print(f"anyecg {name}: {cause} (rank {comm.rank})", file=sys.stderr, flush=True)
-            comm.Abort(2)
-        if comm.rank == 0:
-            print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
-        return 2
-    except BaseException as cause:
-        if isinstance(cause, KeyboardInterrupt) and comm.size == 1:
-            raise
-        logging.getLogger(__name__).exception("rank %d failed", comm.rank)
-        comm.Abort(1)
-    return 0
-
-
-def _mend(cause):
-    return f"{cause}; mend the disk or the path, then run it again"
-
-
-def _on_ranks(name, config):
-    """Run one stage on this rank of a job that mpirun or srun started; return the exit code."""
-    from anyecg.app.stages import STAGES
-    from anyecg.loaders.ranks import share_error, world
-
-    comm = world()
-
-    def work():
-        error, lock, wanted = None, None, ""
-        try:
-            _log_to(config.folder, name)
-            # A warning of a library says the same on every rank; other ranks speak only of errors.
-            logging.getLogger().setLevel(logging.INFO if comm.rank == 0 else logging.ERROR)
-            if comm.rank == 0 and "ANYECG_LOCKED" not in os.environ:
-                lock = _lock(config.folder)
-            wanted = STAGES[name].wanted(config)
-        except AnyECGError as cause:
-            error = cause
-        except OSError as cause:
-            error = AnyECGError(_mend(cause))
-        share_error(comm, error)
-        STAGES[name].run(config, comm, wanted)
-        if lock:
-            lock.close()
-
-    return _as_rank(name, comm, work)
-
-
-def _run_stage(name, config):
-    """Run one stage here: nothing when it is done, alone or on ranks of its own; return the exit code."""
-    from anyecg.app.config import render_config
-    from anyecg.app.stages import STAGES
-    from anyecg.loaders.files import write_text
-
-    before = [stage for stage in STAGES.values() if name == "report" or stage.name in CHAIN[: CHAIN.index(name)]]
-    wanted = STAGES[name].wanted(config) if name in STAGES else ""
-    for stage in before:
-        if not stage.is_done(config):
-            raise AnyECGError(
-                f"{stage.name} is not done for this config, or its output is gone; "
-                f"run 'anyecg run' with the same config, or 'anyecg {stage.name}' first"
-            )
-    if name == "report":
-        return _report(config)
-    stage = STAGES[name]
-    if stage.is_done(config):
-        print(f"{name}: kept, nothing it depends on has changed", flush=True)
-        return 0
-    start = time.monotonic()
-    _log_to(config.folder, name)
-    resolved = Path(config.folder) / "config.toml"
-    write_text(resolved, render_config(config))
-    n_ranks = stage.n_ranks(config)
-    if n_ranks > 1:
-        from anyecg.slurm.launch import start_ranks
-
-        code = start_ranks([name, str(resolved)], n_ranks)
-        if code:
-            return code
-    else:
-        from anyecg.loaders.ranks import world
-
-        stage.run(config, world(), wanted)
-    print(f"{name}: done in {time.monotonic() - start:.0f} s on {n_ranks} rank{'s' * (n_ranks > 1)}", flush=True)
-    return 0
-
-
-def _report(config):
-    from anyecg.app.report import write_report
-
-    print(f"report: {write_report(config)}", flush=True)
-    return 0
-
-
-def _run_chain(config):
-    from anyecg.app.report import text_table
-    from anyecg.app.stages import check_inputs
-    from anyecg.train.evaluate import read_results
-
-    check_inputs(config)
-    for name in CHAIN[:-1]:
-        code = _run_stage(name, config)
-        if code:
-            return code
-    print()
-    print(text_table(read_results(Path(config.folder) / "results.json")))
-    return _report(config)
-
-
 def _demo(arguments):
     import shutil
     from importlib.resources import as_file, files
@@ -240,7 +85,7 @@ def _demo(arguments):
         raise AnyECGError(f"{out}: not empty and not a run of the demo; give another folder with --out")
     with as_file(files("anyecg.app") / "demo") as folder:
         config = load_config(folder / "config.toml", [f"folder={out}", *arguments.overrides])
-        lock = _lock(out)
+        lock = lock_folder(out)
         (out / DEMO_MARK).touch()
         if not arguments.resume:
             for name in ("cohort", "shards", "checkpoint", "model", "log"):
@@ -248,7 +93,7 @@ def _demo(arguments):
             for name in ("scores.h5", "results.csv", "results.json", "report.html"):
                 (out / name).unlink(missing_ok=True)
         with lock:
-            return _run_chain(config)
+            return run_chain(config)
 
 
 def _predict_files(arguments):
@@ -296,7 +141,7 @@ def _simulate(arguments):
             said = f"done in {time.monotonic() - start:.0f} s" if fresh else "kept, it holds just this simulation"
             print(f"{arguments.out}: {said}", flush=True)
 
-    return _as_rank("simulate", comm, work)
+    return as_rank("simulate", comm, work)
 
 
 def _verify(arguments):
@@ -346,6 +191,14 @@ def _targets(config, arguments):
     return 0
 
 
+def _profile(config, arguments):
+    passed = ["profile", arguments.config, *arguments.overrides, f"--seconds={arguments.seconds}"]
+    passed += ["--model"] * arguments.model + ([f"--out={arguments.out}"] if arguments.out else [])
+    return run_profile(
+        config, seconds=arguments.seconds, with_model=arguments.model, out=arguments.out, arguments=passed
+    )
+
+
 def _dispatch(arguments):
     if arguments.command == "doctor":
         from anyecg.app.doctor import examine
@@ -373,10 +226,12 @@ def _dispatch(arguments):
         return 0
     if arguments.command == "targets":
         return _targets(config, arguments)
+    if arguments.command == "profile":
+        return _profile(config, arguments)
     if under_launcher() and arguments.command in CHAIN[:-1]:
-        return _on_ranks(arguments.command, config)
-    with _lock(config.folder):
-        return _run_chain(config) if arguments.command == "run" else _run_stage(arguments.command, config)
+        return run_stage_on_ranks(arguments.command, config)
+    with lock_folder(config.folder):
+        return run_chain(config) if arguments.command == "run" else run_stage(arguments.command, config)
 
 
 def main(argv=None):
@@ -390,7 +245,7 @@ def main(argv=None):
         print(f"anyecg {arguments.command}: {cause}", file=sys.stderr)
         return 2
     except OSError as cause:
-        print(f"anyecg {arguments.command}: {_mend(cause)}", file=sys.stderr)
+        print(f"anyecg {arguments.command}: {mend(cause)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"anyecg {arguments.command}: stopped; run the same command again", file=sys.stderr)

@@ -44,7 +44,8 @@ MAX_EXAMPLE_TARGETS = 6
 MANY_ROWS = 24
 
 
-def _svg(figure, **options):
+def svg(figure, **options):
+    """Return a figure as an SVG to stand in a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None}, **options)
     return Markup(text.getvalue()[text.getvalue().index("<svg") :])
@@ -57,6 +58,19 @@ def _interval(row, metric):
 
 def _value(value):
     return "–" if np.isnan(value) else f"{value:.3f}"
+
+
+def aligned(lines):
+    """Return rows of cells, the first of them the head, as a table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
+
+
+def page(template, **values):
+    """Render one of the templates beside this file."""
+    environment = Environment(loader=PackageLoader("anyecg.app", "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(**values)
 
 
 def text_table(rows):
@@ -75,10 +89,8 @@ def text_table(rows):
                 _interval(row, "auroc"), *(_value(row[name]) for name in ("auprc", "sensitivity", "specificity", "f1")),
             )
         )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     more = [f"the best {len(rows)} of {n_all} rows; results.csv and the report hold all"] if len(rows) < n_all else []
-    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:], *more])
+    return "\n".join([aligned(lines), *more])
 
 
 def _roc(index, scores, rows, horizon_min, level):
@@ -102,7 +114,7 @@ def _roc(index, scores, rows, horizon_min, level):
     axes.set_title(f"ROC, {level} level", loc="left", fontsize=11)
     if shown:
         axes.legend(frameon=False, loc="lower right", title="AUROC", fontsize=9)
-    return _svg(figure, bbox_inches="tight")
+    return svg(figure, bbox_inches="tight")
 
 
 def _forest(rows, confidence, reference, paper):
@@ -129,7 +141,7 @@ def _forest(rows, confidence, reference, paper):
     axes.set_xlabel("AUROC")
     axes.set_title(f"AUROC with {confidence:.0%} CI", loc="left", fontsize=11)
     axes.grid(axis="x", color="#e6eaee")
-    return _svg(figure, bbox_inches="tight")
+    return svg(figure, bbox_inches="tight")
 
 
 def _key(row):
@@ -182,7 +194,7 @@ def _curve(path):
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set_title("Mean AUROC on validation windows", loc="left", fontsize=11)
-    return _svg(figure, bbox_inches="tight"), rows
+    return svg(figure, bbox_inches="tight"), rows
 
 
 def draw_ecg(mv_T, fs):
@@ -210,7 +222,7 @@ def draw_ecg(mv_T, fs):
     axes.plot(np.arange(len(mv_T)) / fs, mv_T, color="#1c2430", lw=0.9)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _examples(index, scores, horizon_min):
@@ -311,8 +323,8 @@ def write_report(config: Config):
             "examples": _examples(index, scores, horizon_min),
         }
     n_test = len(np.unique(index.tables["visit_patient"][np.flatnonzero(index.tables["visit_split"][:] == 2)]))
-    environment = Environment(loader=PackageLoader("anyecg.app", "."), autoescape=True, undefined=StrictUndefined)
-    html = environment.get_template("report.html.j2").render(
+    html = page(
+        "report.html.j2",
         title="AnyECG-Lab report",
         subtitle=f"{len(index.targets)} targets, {index.head['counts']['windows']} windows of 10 s, "
         f"{len(np.unique(index.tables['visit_patient']))} patients, {n_test} of them in the test split",

@@ -4,7 +4,8 @@ import threading
 import time
 from typing import NamedTuple
 
-STAGES = ("order", "read", "check", "unpack", "gather", "dali", "copy", "step", "wait")
+# "feed" is DALI waiting for a block of the reader, "wait" the consumer waiting for a batch: nobody works in them.
+STAGES = ("order", "read", "check", "unpack", "gather", "feed", "dali", "copy", "wait", "step")
 
 
 class Total(NamedTuple):
@@ -23,10 +24,17 @@ class Event(NamedTuple):
     start: int
     end: int
     thread: int
+    n_bytes: int = 0
+    n_windows: int = 0
+
+
+class _Own(threading.local):
+    totals: dict[str, list[int]]
+    thread: int
 
 
 class Counters:
-    """Totals by stage, of all threads of a process.
+    """Totals by stage, of all threads of a process; each thread adds to numbers of its own, without a lock.
 
     Parameters
     ----------
@@ -40,25 +48,34 @@ class Counters:
 
     def __init__(self, *, traced=False):
         self.events: list[Event] | None = [] if traced else None
-        self._totals = {stage: [0, 0, 0, 0] for stage in STAGES}
-        self._lock = threading.Lock()
+        self._own = _Own()
+        self._of_threads: list[dict[str, list[int]]] = []
+
+    def _start_thread(self):
+        self._own.totals = {stage: [0, 0, 0, 0] for stage in STAGES}
+        self._own.thread = threading.get_native_id()
+        self._of_threads.append(self._own.totals)
 
     def add(self, stage, start, *, n_bytes=0, n_windows=0):
         """Count one event of a stage that began at ``start`` (``time.perf_counter_ns``) and ends now."""
         end = time.perf_counter_ns()
-        with self._lock:
-            total = self._totals[stage]
-            total[0] += 1
-            total[1] += end - start
-            total[2] += n_bytes
-            total[3] += n_windows
-            if self.events is not None:
-                self.events.append(Event(stage, start, end, threading.get_native_id()))
+        own = self._own
+        try:
+            total = own.totals[stage]
+        except AttributeError:
+            self._start_thread()
+            total = own.totals[stage]
+        total[0] += 1
+        total[1] += end - start
+        total[2] += n_bytes
+        total[3] += n_windows
+        if self.events is not None:
+            self.events.append(Event(stage, start, end, own.thread, n_bytes, n_windows))
 
     def totals(self):
-        """Return stage -> Total."""
-        with self._lock:
-            return {
-                stage: Total(events, ns * 1e-9, n_bytes, n_windows)
-                for stage, (events, ns, n_bytes, n_windows) in self._totals.items()
-            }
+        """Return stage -> Total; exact once the threads have come to rest, before that at most one event behind."""
+        found = {}
+        for stage in STAGES:
+            sums = [sum(own[stage][column] for own in tuple(self._of_threads)) for column in range(4)]
+            found[stage] = Total(sums[0], sums[1] * 1e-9, sums[2], sums[3])
+        return found

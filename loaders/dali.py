@@ -160,12 +160,14 @@ class DaliBatches:
         )  # fmt: skip
 
     def _feed(self, number):
+        start = time.perf_counter_ns()
         try:
             block = self._prefetcher.get(self._first_step + number)
         except Exception as cause:
             # DALI would give it back as text inside an error of its own.
             self._error = cause
             raise
+        self._counters.add("feed", start, n_windows=len(block.signal_BLT))
         self._counts.append(block.counts)
         return block
 

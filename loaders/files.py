@@ -21,6 +21,7 @@ FORMATS = {
     "anyecg-scores": 1,
     "anyecg-results": 1,
     "anyecg-simulation": 1,
+    "anyecg-profile": 1,
 }
 # Documents that end with the SHA-256 of their text; a card and results may be edited by hand. What was written before
 # there were seals is read too, but there is no such index.

@@ -29,26 +29,48 @@ def _meet_in_a_file(comm, path, backend):
     torch.distributed.init_process_group(backend, store=store, rank=comm.rank, world_size=comm.size)
 
 
+def _place(comm):
+    """Return (this rank's number on its machine, ranks on this machine)."""
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    found = node.rank, node.size
+    node.Free()
+    return found
+
+
+def device_of(comm):
+    """Return this rank's device: a GPU of its own where there are any, else the CPU.
+
+    Raises
+    ------
+    ModelError
+        More ranks than GPUs on this machine.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank, n_local = _place(comm)
+    if n_local > torch.cuda.device_count():
+        raise ModelError(
+            f"{n_local} ranks on a machine with {torch.cuda.device_count()} GPUs; start one rank a GPU (finetune.ranks)"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
 def join(comm, folder):
     """Initialise DeepSpeed's communication over the ranks of ``comm`` and return this rank's device.
 
     On one machine the ranks meet in a file in ``folder``, only the loopback address is used, and no name is looked up.
     """
-    on_gpu = torch.cuda.is_available()
+    device = device_of(comm)
+    on_gpu = device.type == "cuda"
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
-    from mpi4py import MPI
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    local_rank = node.rank
-    one_node, n_local = node.size == comm.size, node.size
-    node.Free()
-    if on_gpu and n_local > torch.cuda.device_count():
-        raise ModelError(
-            f"{n_local} ranks on a machine with {torch.cuda.device_count()} GPUs; start one rank a GPU (finetune.ranks)"
-        )
+    local_rank, n_local = _place(comm)
     host, port = comm.bcast((socket.gethostname(), _free_port()) if comm.rank == 0 else None)
     os.environ |= {
         "RANK": str(comm.rank), "WORLD_SIZE": str(comm.size), "LOCAL_RANK": str(local_rank),
@@ -56,15 +78,14 @@ def join(comm, folder):
     }  # fmt: skip
     # The shared-memory extension would be compiled for half a minute at the first start on a CPU.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if one_node:
+    if n_local == comm.size:
         _meet_in_a_file(comm, Path(folder) / STORE, "nccl" if on_gpu else "gloo")
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
-    if not on_gpu:
+    if on_gpu:
+        torch.backends.cudnn.deterministic = True
+    else:
         torch.set_flush_denormal(True)
-        return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    torch.backends.cudnn.deterministic = True
-    return torch.device("cuda", local_rank)
+    return device
 
 
 def leave(comm, folder):

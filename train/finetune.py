@@ -148,7 +148,7 @@ class Validation:
         return loss, float(np.mean(values)) if values else float("nan")
 
 
-def _initial_network(config, index, comm, *, seed, fresh):
+def initial_network(config, index, comm, *, seed, fresh):
     """Return the network to train, the same on every rank; a fresh start takes the weights of the config's file."""
     n_leads, n_targets = len(index.leads), len(index.targets)
     if not (fresh and config.weights):
@@ -164,7 +164,7 @@ def _initial_network(config, index, comm, *, seed, fresh):
     return network.train()
 
 
-def _start_engine(network, config, n_steps, comm, device):
+def start_engine(network, config, n_steps, comm, device):
     """Wrap a network for DeepSpeed; return (engine, optimiser, schedule)."""
     import deepspeed
 
@@ -207,10 +207,10 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     folder = Path(folder) / stage_hash
     checkpoint = Checkpoint(folder)
     state = checkpoint.load()
-    network = _initial_network(config, index, comm, seed=seed, fresh=state is None)
+    network = initial_network(config, index, comm, seed=seed, fresh=state is None)
     device = join(comm, folder)
     n_steps = -(-n_samples // config.batch_size) * config.epochs
-    engine, optimiser, schedule = _start_engine(network, config, n_steps, comm, device)
+    engine, optimiser, schedule = start_engine(network, config, n_steps, comm, device)
     first_epoch, curve, best_value, best_epoch, n_substituted = 0, [], math.inf, 0, 0
     if state:
         engine.module.load_state_dict(state["model"])
@@ -275,6 +275,17 @@ def backward(engine, x_BLT, label_BC, *, n_observed, n_ranks, n_each=1):
     return loss.item()
 
 
+def train_step(engine, batch, comm, *, n_each=1):
+    """Train on this rank's share of a global batch; return the loss of the whole, and its observed labels."""
+    # The denominator of the loss on every rank: what the rows of all ranks really carry.
+    n_observed = comm.allreduce(batch.n_measured)
+    total = comm.allreduce(
+        backward(engine, batch.x_BLT, batch.label_BC, n_observed=n_observed, n_ranks=comm.size, n_each=n_each)
+    )
+    engine.step()
+    return total, n_observed
+
+
 def _train_epoch(engine, batches, epoch, progress, comm):
     """Run one epoch; return windows, mean loss a label, windows/s, share of waiting for data, samples substituted."""
     start, waited, n_samples, loss_sum, n_labels, n_substituted = time.monotonic(), 0.0, 0, 0.0, 0, 0
@@ -282,14 +293,7 @@ def _train_epoch(engine, batches, epoch, progress, comm):
         asked = time.monotonic()
         batch = batches.next()
         waited += time.monotonic() - asked
-        # The denominator of the loss on every rank: what the rows of all ranks really carry.
-        n_observed = comm.allreduce(batch.n_measured)
-        total = comm.allreduce(
-            backward(
-                engine, batch.x_BLT, batch.label_BC, n_observed=n_observed, n_ranks=comm.size, n_each=batches.n_each
-            )
-        )  # fmt: skip
-        engine.step()
+        total, n_observed = train_step(engine, batch, comm, n_each=batches.n_each)
         if not math.isfinite(total):
             raise ModelError(
                 f"the loss is {total} at batch {number} of epoch {epoch + 1}; "

@@ -12,7 +12,8 @@ from collections import Counter
 
 import pytest
 
-from anyecg.app.cli import _LogFile, main
+from anyecg.app.cli import main
+from anyecg.app.run import LogFile
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import NewFile, replacing
 from anyecg.loaders.index import open_index
@@ -189,7 +190,7 @@ def test_a_temporary_of_a_killed_process_with_our_number_is_no_obstacle(tmp_path
 
 
 def test_a_full_disk_under_the_log_is_said_once_and_stops_nothing(tmp_path, capsys):
-    handler = _LogFile(tmp_path / "x.log", delay=True)
+    handler = LogFile(tmp_path / "x.log", delay=True)
     for _ in range(2):
         try:
             raise OSError(errno.ENOSPC, "full")
