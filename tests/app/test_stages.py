@@ -14,7 +14,9 @@ def hash_with(tiny_set):
     return wanted
 
 
-@pytest.mark.parametrize("override", ["stream.prefetch=9", "stream.workers=3", "stream.loader=torch"])
+@pytest.mark.parametrize(
+    "override", ["stream.prefetch=9", "stream.read_threads=5", "stream.workers=3", "stream.loader=torch"]
+)
 def test_how_batches_are_prepared_is_no_part_of_the_training_hash(hash_with, override):
     assert hash_with(override) == hash_with()
 

@@ -13,11 +13,11 @@ ORDER = {"seed": 5, "batch_size": 100, "split": "train", "horizon_min": 60}
 AUGMENTED = {"noise_mv": 0.1, "shift_seconds": 2.0, "mask_seconds": 1.0}
 
 
-def epoch(index, config, *, rank=0, n_ranks=1, first_step=0, counters=None):
-    """Return the Batches of one rank from a step to the end of the first epoch."""
+def epoch(index, config, *, rank=0, n_ranks=1, first=0, last=0, counters=None):
+    """Return the Batches of one rank in the epochs from ``first`` to ``last``."""
     comm = SimpleNamespace(rank=rank, size=n_ranks)
-    batches = PairBatches(index, config, ORDER, comm, first_step=first_step, counters=counters)
-    found = [batches.next() for _ in range(first_step, batches.n_batches)]
+    batches = PairBatches(index, config, ORDER, comm, first_epoch=first, counters=counters)
+    found = [batches.next() for number in range(first, last + 1) for _ in range(batches.n_batches(number))]
     batches.close()
     return found
 
@@ -55,9 +55,9 @@ def test_the_ranks_share_the_rows_and_the_measured_labels_of_each_batch(tiny_ind
 @pytest.mark.parametrize("loader", ["dali", "torch"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_is_arithmetic_whatever_prepares_the_batches(tiny_index, loader, workers):
-    whole = epoch(tiny_index, StreamConfig(loader=loader, **AUGMENTED))
-    later = epoch(tiny_index, StreamConfig(loader=loader, workers=workers, prefetch=5, **AUGMENTED), first_step=3)
-    for found, wanted in zip(later, whole[3:], strict=True):
+    whole = epoch(tiny_index, StreamConfig(loader=loader, **AUGMENTED), last=1)
+    later = epoch(tiny_index, StreamConfig(loader=loader, workers=workers, prefetch=5, **AUGMENTED), first=1, last=1)
+    for found, wanted in zip(later, whole[len(whole) // 2 :], strict=True):
         assert torch.equal(found.x_BLT, wanted.x_BLT)
         assert torch.equal(found.label_BC, wanted.label_BC)
 
