@@ -16,8 +16,9 @@ class EpochOrder:
     The runs are shuffled, and every ``pool_runs`` of them make a pool. Within a pool windows stand in a shuffled order:
     first each with one of its pairs, then those with a second pair, and so on, so that the pairs of a window lie as far
     apart as the pool allows. All pools one after the other are cut into lanes of equal length (to one pair), and the
-    epoch takes a pair of each lane in turn. So a rank that always takes the same rows of a batch reads the same lanes,
-    each pool once, but for those that a cut goes through.
+    epoch takes a pair of each lane in turn; every second lane runs backwards, so that two lanes come to the pool that
+    the cut between them goes through at the same time. So a rank that always takes the same rows of a batch reads the
+    same lanes, each pool once, but for those that a cut between two ranks goes through.
 
     Parameters
     ----------
@@ -65,9 +66,10 @@ class EpochOrder:
             Pair numbers; shape (positions, windows_per_sample) where a sample has several windows.
         """
         positions = np.asarray(positions, np.int64)
-        rounds, lane = np.divmod(positions, self.n_lanes)
+        turn, lane = np.divmod(positions, self.n_lanes)
         shortest, n_longer = divmod(self.n_units, self.n_lanes)
-        place = lane * shortest + np.minimum(lane, n_longer) + rounds
+        first, length = lane * shortest + np.minimum(lane, n_longer), shortest + (lane < n_longer)
+        place = np.where(lane % 2, first + length - 1 - turn, first + turn)
         pool = np.searchsorted(self._pool_start, place, side="right") - 1
         found = np.empty((len(positions), 2), np.int64)
         for pools, here in self._slots.parts(pool):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -65,13 +66,15 @@ class WindowReader:
         # Filled, so that the system gives the memory now and not within the reads.
         self._kept = np.full((self._slots.n_slots * run_chunks * CHUNK_WINDOWS, *self.shape), 0, np.int16)
         self._rows_a_slot = run_chunks * CHUNK_WINDOWS
+        # The last runs that were asked for, and those that threads are reading ahead.
+        self._n_runs, self._ahead = 0, {}
         self._files: OrderedDict = OrderedDict()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
         self.bad: dict[int, str] = {}
         self.n_bytes_read = 0
 
-    def read(self, rows, out=None):
+    def read(self, rows, out=None, *, then=()):
         """Return the windows in some global rows.
 
         Parameters
@@ -79,6 +82,8 @@ class WindowReader:
         rows : int64 array, shape (B,)
         out : int16 array, shape (B, leads, samples), optional
             Where to put them.
+        then : int64 array, optional
+            Rows that will be asked for next: threads read them while these windows are gathered.
 
         Returns
         -------
@@ -89,12 +94,12 @@ class WindowReader:
         ShardError
             No such rows; a chunk that holds one of them is damaged or cannot be read.
         """
-        signal, is_bad = self.read_what_is_whole(rows, out)
+        signal, is_bad = self.read_what_is_whole(rows, out, then=then)
         if is_bad.any():
             raise ShardError(self.bad[self._chunk_of(np.asarray(rows)[is_bad][:1])[0]])
         return signal
 
-    def read_what_is_whole(self, rows, out=None):
+    def read_what_is_whole(self, rows, out=None, *, then=()):
         """Return the windows, and bool (B,): which of them lie in a bad chunk and hold nothing of worth."""
         rows = np.asarray(rows, np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_windows:
@@ -103,9 +108,10 @@ class WindowReader:
                 "run 'anyecg shard' again"
             )
         out = np.empty((len(rows), *self.shape), np.int16) if out is None else out
-        run = np.searchsorted(self._first_of_run, rows, side="right") - 1
+        run = self._run_of(rows)
         for runs, here in self._slots.parts(run):
-            self._load_all(self._slots.take(runs))
+            self._bring(runs)
+            self._read_ahead(then)
             start = time.perf_counter_ns()
             kept = self._slots[run[here]] * self._rows_a_slot + rows[here] - self._first_of_run[run[here]]
             if isinstance(here, slice):
@@ -115,6 +121,9 @@ class WindowReader:
             self.counters.add("gather", start, n_bytes=len(kept) * self._kept[0].nbytes, n_windows=len(kept))
         return out, self._is_bad(rows)
 
+    def _run_of(self, rows):
+        return np.searchsorted(self._first_of_run, rows, side="right") - 1
+
     def _chunk_of(self, rows):
         return np.searchsorted(self._first_window, rows, side="right") - 1
 
@@ -123,21 +132,45 @@ class WindowReader:
             return np.zeros(len(rows), bool)
         return np.isin(self._chunk_of(rows), list(self.bad))
 
-    def _load_all(self, missing):
+    def _read_ahead(self, rows):
+        """Have threads read the runs of rows that are asked for next, where the slots have room for them too."""
+        runs = np.unique(self._run_of(np.asarray(rows, np.int64)))
+        if self._threads and self._n_runs + len(runs) <= self._slots.n_slots:
+            self._ahead = self._submit(self._slots.take(runs))
+
+    def _submit(self, missing):
+        return {run: self._threads.submit(self._load, run, slot) for run, slot in missing}
+
+    def _bring(self, runs):
+        """Have the chunks of some runs in their slots."""
+        ahead, self._ahead = self._ahead, {}
+        self._finish(ahead)
+        self._n_runs = len(runs)
+        missing = self._slots.take(runs)
+        if self._threads and len(missing) > 1:
+            self._finish(self._submit(missing))
+        else:
+            for run, slot in missing:
+                with self._dropping([run]):
+                    self._load(run, slot)
+
+    def _finish(self, loads):
+        """Wait for what threads are reading; where that was broken off, nothing half-read stays."""
+        with self._dropping(loads):
+            for load in loads.values():
+                load.result()
+
+    @contextmanager
+    def _dropping(self, runs):
         try:
-            if self._threads and len(missing) > 1:
-                list(self._threads.map(self._load, missing))
-            else:
-                for one in missing:
-                    self._load(one)
+            yield
         except BaseException:
-            for run, _ in missing:
+            for run in runs:
                 self._slots.drop(run)
             raise
 
-    def _load(self, missing):
+    def _load(self, run, slot):
         """Bring the chunks of a run into its place."""
-        run, slot = missing
         numbers = range(self._starts[run], self._starts[run + 1])
         firsts = range(slot * self._rows_a_slot, (slot + 1) * self._rows_a_slot, CHUNK_WINDOWS)
         stored = []
@@ -230,6 +263,7 @@ class WindowReader:
 
     def close(self):
         """Close the shard files and end the threads."""
+        self._ahead = {}
         if self._threads:
             self._threads.shutdown()
         for descriptor in self._files.values():

@@ -129,6 +129,8 @@ class PairSource(_Source):
     order : dict
         seed, batch_size (global), split and horizon_min of ``anyecg.loaders.stream.batch``.
     rank, n_ranks : int
+    stride : int
+        How far apart the steps are that this process is asked for: what is read ahead.
     counters : anyecg.loaders.counters.Counters, optional
 
     Raises
@@ -143,7 +145,7 @@ class PairSource(_Source):
     of (seed, epoch, p, k) names: on any number of ranks the same.
     """
 
-    def __init__(self, index, config, order, *, rank=0, n_ranks=1, counters=None):
+    def __init__(self, index, config, order, *, rank=0, n_ranks=1, stride=1, counters=None):
         self.windows_per_sample = config.windows_per_sample
         n_rows = -(-order["batch_size"] // n_ranks)
         super().__init__(
@@ -152,8 +154,10 @@ class PairSource(_Source):
         )  # fmt: skip
         check_preset(config, index)
         self.config, self.order, self.rank, self.n_ranks = config, order, rank, n_ranks
+        # Pairs that were worked out for the step after the last one.
+        self._known: dict[int, tuple] = {}
         self._pairs = {"choice": config, **{key: order[key] for key in ("seed", "split", "horizon_min")}}
-        self._ends = [0]
+        self._ends, self._stride = [0], stride
 
     def n_batches(self, epoch):
         """Return how many batches an epoch has."""
@@ -171,21 +175,34 @@ class PairSource(_Source):
             self.first_step(len(self._ends))
         return bisect.bisect_right(self._ends, step) - 1
 
-    def __call__(self, step, buffer=None):
-        """Return the Block of a step; its signal lies in ``buffer`` when there is one."""
+    def _places_of(self, step):
+        """Return the epoch of a step, how many places its batch has, those of this rank, the pairs there, and if idle.
+
+        In a last batch smaller than the number of ranks, a rank without rows is idle: it takes one that counts for
+        nothing.
+        """
+        if step in self._known:
+            return self._known[step]
         epoch, start = self._epoch_of(step), time.perf_counter_ns()
         first = (step - self.first_step(epoch)) * self.order["batch_size"]
         n_all = n_units(self.index, epoch=epoch, **self._pairs)
         places = np.arange(first, min(first + self.order["batch_size"], n_all))
         mine = rows_of_rank(places, self.rank, self.n_ranks)
-        # In a last batch smaller than the number of ranks, a rank without rows takes one that counts for nothing.
         idle = not len(mine)
         mine = places[:1] if idle else mine
         pairs = pairs_at(self.index, mine, epoch=epoch, **self._pairs).reshape(-1)
         self.counters.add("order", start, n_windows=len(pairs))
+        return epoch, len(places), mine, pairs, idle
+
+    def __call__(self, step, buffer=None):
+        """Return the Block of a step; its signal lies in ``buffer`` when there is one."""
+        epoch, n_places, mine, pairs, idle = self._places_of(step)
+        later = step + self._stride
+        self._known = {later: self._places_of(later)}
+        then = self.index.tables["pair_window"][self._known[later][3]]
         signal_BLT = np.empty((len(pairs), self.n_leads, self.n_samples), np.int16) if buffer is None else buffer
         signal_BLT = signal_BLT[: len(pairs)]
-        n_substituted = self._read(epoch, mine, pairs, signal_BLT)
+        n_substituted = self._read(epoch, mine, pairs, signal_BLT, then)
         tables, n_each = self.index.tables, self.windows_per_sample
         label_BC = np.array(tables["draw_labels"][tables["pair_draw"][pairs]])
         if idle:
@@ -195,17 +212,17 @@ class PairSource(_Source):
         )  # fmt: skip
         return Block(
             signal_BLT, tables["window_scale"][tables["pair_window"][pairs]][:, None, None], label_BC, changes_Bn,
-            n_pairs=len(places), n_measured=int((label_BC[::n_each] >= 0).sum()), n_substituted=n_substituted,
+            n_pairs=n_places, n_measured=int((label_BC[::n_each] >= 0).sum()), n_substituted=n_substituted,
         )  # fmt: skip
 
-    def _read(self, epoch, places, pairs, signal_BLT):
+    def _read(self, epoch, places, pairs, signal_BLT, then):
         """Read the windows of ``pairs``; replace, there too, what lies in bad chunks; return how many samples."""
         window, n_each = self.index.tables["pair_window"], self.windows_per_sample
         if self.config.on_damage == "fail":
-            self.reader.read(window[pairs], signal_BLT)
+            self.reader.read(window[pairs], signal_BLT, then=then)
             return 0
         n_known, replaced = len(self.reader.bad), np.zeros(len(places), bool)
-        _, is_bad = self.reader.read_what_is_whole(window[pairs], signal_BLT)
+        _, is_bad = self.reader.read_what_is_whole(window[pairs], signal_BLT, then=then)
         trial = 0
         while is_bad.any():
             self._tell(n_known)

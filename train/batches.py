@@ -39,7 +39,10 @@ class PairBatches:
 
     def __init__(self, index, stream, order, comm, *, first_epoch=0, device_id=None, counters=None):
         self.counters = counters or Counters()
-        self._source = PairSource(index, stream, order, rank=comm.rank, n_ranks=comm.size, counters=self.counters)
+        stride = max(1, stream.workers) if stream.loader == "torch" else 1
+        self._source = PairSource(
+            index, stream, order, rank=comm.rank, n_ranks=comm.size, stride=stride, counters=self.counters
+        )  # fmt: skip
         self.n_batches, self.n_each = self._source.n_batches, stream.windows_per_sample
         self._loader = _load(
             self._source, stream, first_step=self._source.first_step(first_epoch), device_id=device_id,

@@ -12,6 +12,11 @@ EACH = [
 ]  # fmt: skip
 
 
+def named(config):
+    """Return what a config switches on, for the name of a test."""
+    return " ".join(sorted(config.model_fields_set))
+
+
 def windows(n_windows, n_leads=1, seed=1):
     """Return random int16 windows and their scales."""
     rng = np.random.default_rng(seed)

@@ -17,7 +17,7 @@ from anyecg.loaders.augment import (
 )
 from anyecg.loaders.errors import ShardError
 
-from .changed import EACH, FS, N_SAMPLES, changed_slowly, draw, windows
+from .changed import EACH, FS, N_SAMPLES, changed_slowly, draw, named, windows
 
 
 def test_every_augmentation_is_off_by_default():
@@ -26,7 +26,7 @@ def test_every_augmentation_is_off_by_default():
     assert not in_mv(AugmentConfig())
 
 
-@pytest.mark.parametrize("config", EACH, ids=lambda config: " ".join(config.model_fields_set))
+@pytest.mark.parametrize("config", EACH, ids=named)
 def test_changes_are_a_function_of_seed_epoch_and_pair(config):
     whole = draw(range(50), config)
     assert whole.dtype == np.float32
@@ -77,7 +77,7 @@ def test_the_noise_table_is_standard_normal_and_begins_the_same_for_every_length
 
 
 @pytest.mark.parametrize("n_leads", [1, 3])
-@pytest.mark.parametrize("config", [AugmentConfig(), *EACH], ids=lambda config: " ".join(config.model_fields_set))
+@pytest.mark.parametrize("config", [AugmentConfig(), *EACH], ids=named)
 def test_the_torch_twin_agrees_with_numpy_in_float64(config, n_leads):
     signal_BLT, scale_B11 = windows(6, n_leads)
     changes_Bn = draw(range(6), config)

@@ -14,7 +14,7 @@ from anyecg.loaders.errors import ShardError
 from anyecg.loaders.source import Block, PairSource
 from anyecg.loaders.stream_config import StreamConfig
 
-from .changed import ALL, EACH, FS, N_SAMPLES, changed_slowly, draw, windows
+from .changed import ALL, EACH, FS, N_SAMPLES, changed_slowly, draw, named, windows
 
 PLAIN = AugmentConfig()
 ORDER = {"seed": 5, "batch_size": 16, "split": "train", "horizon_min": 60}
@@ -61,7 +61,7 @@ def test_batches_may_differ_in_length():
 
 
 @pytest.mark.parametrize("n_leads", [1, 3])
-@pytest.mark.parametrize("config", [AugmentConfig(), *EACH], ids=lambda config: " ".join(config.model_fields_set))
+@pytest.mark.parametrize("config", [AugmentConfig(), *EACH], ids=named)
 def test_dali_torch_and_numpy_augment_alike(config, n_leads):
     given = block(1, n_leads, config)
     ((x_BLT, _),) = run([given], n_leads, config)

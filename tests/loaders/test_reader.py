@@ -166,3 +166,35 @@ def test_a_read_that_was_broken_off_leaves_nothing_half_read(tiny_set, tiny_inde
             reader.read([3])
     np.testing.assert_array_equal(reader.read([3])[:, 0], tiny_set[1][[3]])
     reader.close()
+
+
+@pytest.mark.parametrize("n_slots", [1, 2, 4, 64])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_read_ahead_changes_nothing(tiny_set, tiny_index, n_slots, threads):
+    rng = np.random.default_rng(3)
+    reader = WindowReader(tiny_index, run_chunks=1, n_slots=n_slots, threads=threads)
+    asked = [rng.integers(0, 287, rng.integers(1, 6)) for _ in range(200)]
+    for number, rows in enumerate(asked[:-1]):
+        # Sometimes something else is asked for than was announced.
+        then = asked[number + 1] if rng.random() < 0.7 else rng.integers(0, 287, 3)
+        np.testing.assert_array_equal(reader.read(rows, then=then)[:, 0], tiny_set[1][rows])
+    reader.close()
+
+
+def test_what_was_read_ahead_is_not_read_again(tiny_index):
+    reader = WindowReader(tiny_index, run_chunks=1, threads=2)
+    reader.read([0], then=[64, 150])
+    reader.read([64, 150])
+    n_bytes = reader.n_bytes_read
+    assert n_bytes == tiny_index.tables["chunks"][[0, 1, 3], 4].sum()
+    reader.close()
+
+
+def test_damage_that_was_met_reading_ahead_is_told_when_it_is_asked_for(tiny_copy):
+    index = open_index(tiny_copy)
+    first, last = flip(index, 1, np.random.default_rng(9))
+    reader = WindowReader(index, run_chunks=1, threads=2)
+    assert reader.read([0], then=[first]).shape == (1, 1, 50)
+    with pytest.raises(ShardError, match=f"windows {first} to {last} of the index are damaged"):
+        reader.read([first])
+    reader.close()
