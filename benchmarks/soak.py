@@ -26,9 +26,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from anyecg.loaders.index import open_index
-from anyecg.loaders.stream import batch, n_batches
 from benchmarks.kernels import processor
-from benchmarks.stream_set import copy_seconds, make_set, make_signal, open_reader
+from benchmarks.stream_set import copy_seconds, make_set, make_signal, open_reader, read_batches
 
 BATCH = 256
 STREAM_SECONDS, COPIED_WINDOWS = 1.0, 40_960
@@ -134,9 +133,7 @@ def read_stream(folder):
 
     def batches():
         for epoch in itertools.count():
-            for number in range(n_batches(index, batch_size=BATCH, seed=0, epoch=epoch)):
-                pairs = batch(index, number, seed=0, epoch=epoch, batch_size=BATCH)
-                yield reader.read(index.tables["pair_window"][pairs], out=out[: len(pairs)])
+            yield from read_batches(index, reader, epoch, out, batch_size=BATCH)
 
     try:
         yield batches()

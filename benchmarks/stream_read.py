@@ -27,12 +27,12 @@ import numpy as np
 
 from anyecg.loaders.choice import Choice
 from anyecg.loaders.index import open_index
-from anyecg.loaders.stream import batch, n_batches, slots_of_rank
+from anyecg.loaders.stream import slots_of_rank
 from benchmarks import stream_peers as peers
 from benchmarks.kernels import processor
 from benchmarks.page_cache import disk_rate, drop, flush, resident
 from benchmarks.stream_peers import BATCH, batches_of
-from benchmarks.stream_set import checksums, make_set, make_signal, open_reader
+from benchmarks.stream_set import checksums, make_set, make_signal, open_reader, read_batches
 
 COPY, CHECKED, UNCHECKED, MEMMAP = (
     "np.copyto into one buffer",
@@ -81,7 +81,7 @@ def from_memory(signal, *, shuffled=False, kept=False):
 
 
 @contextmanager
-def ours(folder, *, check, threads=1):
+def ours(folder, *, check, threads):
     """Read the batches of training: the order and the reader, into one buffer."""
     index = open_index(folder)
     # As many as the epoch has runs, where training would keep more: so the windows of the other split replace them all.
@@ -91,9 +91,8 @@ def ours(folder, *, check, threads=1):
     others = index.windows_of("val")
 
     def epoch(number):
-        for which in range(n_batches(index, batch_size=BATCH, seed=0, epoch=number)):
-            pairs = batch(index, which, seed=0, epoch=number, batch_size=BATCH)
-            yield reader.read(index.tables["pair_window"][pairs], out=out[: len(pairs)])[:, 0]
+        for windows in read_batches(index, reader, number, out):
+            yield windows[:, 0]
 
     def forget():
         for rows in batches_of(others):
@@ -113,12 +112,10 @@ def all_ways(folder, signal, threads):
         Way(COPY, lambda: from_memory(signal)),
         Way("np.copyto to as much memory", lambda: from_memory(signal, kept=True)),
         Way("random rows from memory", lambda: from_memory(signal, shuffled=True)),
-        Way(CHECKED, lambda: ours(folder, check=True), shards),
-        Way(UNCHECKED, lambda: ours(folder, check=False), shards),
+        Way(CHECKED, lambda: ours(folder, check=True, threads=threads), shards),
+        Way(UNCHECKED, lambda: ours(folder, check=False, threads=threads), shards),
+        Way("one thread of ours, checked", lambda: ours(folder, check=True, threads=1), shards),
     ]
-    if threads > 1:
-        more = functools.partial(ours, folder, check=True, threads=threads)
-        ways.append(Way(f"ours, checked, {threads} threads", more, shards))
     ways += [
         Way(f"h5py + Fletcher32, {chunk} rows", functools.partial(peers.blocks, folder, chunk),
             (folder / f"blocks{chunk}.h5",)) for chunk in (64, 256)
@@ -272,7 +269,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=40_960, help="a multiple of 10,240")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1, help="more than 1: also ours with so many threads")
+    parser.add_argument("--threads", type=int, default=2, help="threads that read ahead for ours")
     parser.add_argument("--cold", action="store_true")
     parser.add_argument(
         "--only", default="", help="regular expression of the ways to measure beside np.copyto and ours"

@@ -13,7 +13,7 @@ from anyecg.loaders.files import FORMATS
 from anyecg.loaders.index import write_index
 from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.shard_file import ShardWriter, describe_shard
-from anyecg.loaders.stream import slots_of_rank
+from anyecg.loaders.stream import batch, n_batches, slots_of_rank
 from benchmarks.kernels import DEMO, real_windows
 from benchmarks.page_cache import flush
 
@@ -22,11 +22,26 @@ WINDOWS_PER_SHARD, WINDOWS_PER_VISIT, DRAWS_PER_VISIT = 10_240, 640, 6
 N_BASE = 512
 
 
-def open_reader(index, *, batch_size=256, n_slots=None, check=True, threads=1):
+def open_reader(index, *, batch_size=256, n_slots=None, check=True, threads=2):
     """Return the reader of one rank as training has it: the only place that says which reader is measured."""
     choice = Choice()
     n_slots = n_slots or slots_of_rank(choice, batch_size=batch_size, n_ranks=1)
     return WindowReader(index, run_chunks=choice.run_chunks, n_slots=n_slots, check=check, threads=threads)
+
+
+def read_batches(index, reader, epoch, out, *, batch_size=256):
+    """Yield the int16 batches of an epoch as training reads them, the next one's runs ahead, all in one buffer."""
+    n_all = n_batches(index, batch_size=batch_size, seed=0, epoch=epoch)
+
+    def rows(number):
+        pairs = batch(index, number, seed=0, epoch=epoch, batch_size=batch_size) if number < n_all else []
+        return index.tables["pair_window"][pairs]
+
+    here = rows(0)
+    for number in range(n_all):
+        then = rows(number + 1)
+        yield reader.read(here, out[: len(here)], then=then)
+        here = then
 
 
 def make_signal(n_windows):
