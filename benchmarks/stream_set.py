@@ -3,6 +3,7 @@
 import json
 import time
 import zlib
+from collections import deque
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from anyecg.loaders.files import FORMATS
 from anyecg.loaders.index import write_index
 from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.shard_file import ShardWriter, describe_shard
+from anyecg.loaders.source import READ_AHEAD
 from anyecg.loaders.stream import batch, n_batches, slots_of_rank
 from benchmarks.kernels import DEMO, real_windows
 from benchmarks.page_cache import flush
@@ -37,11 +39,11 @@ def read_batches(index, reader, epoch, out, *, batch_size=256):
         pairs = batch(index, number, seed=0, epoch=epoch, batch_size=batch_size) if number < n_all else []
         return index.tables["pair_window"][pairs]
 
-    here = rows(0)
+    known = deque(rows(number) for number in range(READ_AHEAD))
     for number in range(n_all):
-        then = rows(number + 1)
-        yield reader.read(here, out[: len(here)], then=then)
-        here = then
+        known.append(rows(number + READ_AHEAD))
+        here = known.popleft()
+        yield reader.read(here, out[: len(here)], then=known[-1])
 
 
 def make_signal(n_windows):

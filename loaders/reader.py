@@ -1,11 +1,10 @@
 """Windows of the shards by their rows, read in runs of whole chunks, every chunk checked against the index."""
 
-import itertools
 import os
 import threading
 import time
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict, namedtuple
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,9 +19,10 @@ from anyecg.loaders.shard_parse import CHUNK_WINDOWS, SIGNAL, load_filter, open_
 from anyecg.loaders.slots import Slots
 
 MAX_OPEN_SHARDS = 64
-_FIRST_WINDOW, _N_WINDOWS, _OFFSET, _N_BYTES, _CRC32 = (
-    CHUNK_COLUMNS.index(name) for name in ("first_window", "n_windows", "offset", "n_bytes", "crc32")
-)  # fmt: skip
+
+
+# A row of the index's table of chunks, and its number.
+Chunk = namedtuple("Chunk", ("number", *CHUNK_COLUMNS))
 
 
 class WindowReader:
@@ -55,7 +55,7 @@ class WindowReader:
         if file_hash(path) != index.head["tables"]["chunks"]["sha256"]:
             raise ShardError(f"{path}: changed since it was written; run 'anyecg shard' again")
         self._chunks = np.array(index.tables["chunks"])
-        self._first_window = self._chunks[:, _FIRST_WINDOW]
+        self._first_window = self._chunks[:, CHUNK_COLUMNS.index("first_window")]
         self._starts = run_starts(index, run_chunks)
         self._first_of_run = self._first_window[self._starts[:-1]]
         self._filter = index.head["filter"]
@@ -66,8 +66,9 @@ class WindowReader:
         # Filled, so that the system gives the memory now and not within the reads.
         self._kept = np.full((self._slots.n_slots * run_chunks * CHUNK_WINDOWS, *self.shape), 0, np.int16)
         self._rows_a_slot = run_chunks * CHUNK_WINDOWS
-        # The last runs that were asked for, and those that threads are reading ahead.
-        self._n_runs, self._ahead = 0, {}
+        # How many runs were asked for last; those that threads are reading.
+        self._n_runs = 0
+        self._ahead: dict[int, Future] = {}
         self._files: OrderedDict = OrderedDict()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -83,7 +84,7 @@ class WindowReader:
         out : int16 array, shape (B, leads, samples), optional
             Where to put them.
         then : int64 array, optional
-            Rows that will be asked for next: threads read them while these windows are gathered.
+            Rows that will be asked for later: threads read them meanwhile.
 
         Returns
         -------
@@ -133,74 +134,81 @@ class WindowReader:
         return np.isin(self._chunk_of(rows), list(self.bad))
 
     def _read_ahead(self, rows):
-        """Have threads read the runs of rows that are asked for next, where the slots have room for them too."""
+        """Have threads read the runs of rows that are asked for later, where the slots have room for them too."""
         runs = np.unique(self._run_of(np.asarray(rows, np.int64)))
         if self._threads and self._n_runs + len(runs) <= self._slots.n_slots:
-            self._ahead = self._submit(self._slots.take(runs))
+            self._submit(self._take(runs))
+
+    def _take(self, runs):
+        missing = self._slots.take(runs)
+        if missing:
+            # A slot that was given to another run must not be written to any more.
+            self._finish([run for run in self._ahead if run not in self._slots])
+        return missing
 
     def _submit(self, missing):
-        return {run: self._threads.submit(self._load, run, slot) for run, slot in missing}
+        for run, slot in missing:
+            self._ahead[run] = self._threads.submit(self._load, run, slot)
 
     def _bring(self, runs):
         """Have the chunks of some runs in their slots."""
-        ahead, self._ahead = self._ahead, {}
-        self._finish(ahead)
         self._n_runs = len(runs)
-        missing = self._slots.take(runs)
+        if self._ahead:
+            self._finish([run for run in runs.tolist() if run in self._ahead])
+        missing = self._take(runs)
         if self._threads and len(missing) > 1:
-            self._finish(self._submit(missing))
+            self._submit(missing)
+            self._finish([run for run, _ in missing])
         else:
             for run, slot in missing:
-                with self._dropping([run]):
+                with self._dropping(run):
                     self._load(run, slot)
 
-    def _finish(self, loads):
-        """Wait for what threads are reading; where that was broken off, nothing half-read stays."""
-        with self._dropping(loads):
-            for load in loads.values():
-                load.result()
+    def _finish(self, runs):
+        """Wait for runs that threads are reading; one whose reading was broken off is dropped."""
+        for run in runs:
+            with self._dropping(run):
+                self._ahead.pop(run).result()
 
     @contextmanager
-    def _dropping(self, runs):
+    def _dropping(self, run):
         try:
             yield
         except BaseException:
-            for run in runs:
+            if run in self._slots:
                 self._slots.drop(run)
             raise
 
     def _load(self, run, slot):
         """Bring the chunks of a run into its place."""
-        numbers = range(self._starts[run], self._starts[run + 1])
-        firsts = range(slot * self._rows_a_slot, (slot + 1) * self._rows_a_slot, CHUNK_WINDOWS)
+        first_chunk, stop = self._starts[run : run + 2].tolist()
         stored = []
-        for number, first in zip(numbers, firsts, strict=False):
+        for i, row in enumerate(self._chunks[first_chunk:stop].tolist()):
+            first = slot * self._rows_a_slot + i * CHUNK_WINDOWS
             place = self._kept[first : first + CHUNK_WINDOWS].reshape(-1).view(np.uint8)
-            n_bytes = int(self._chunks[number, _N_BYTES])
+            chunk = Chunk(first_chunk + i, *row)
             if self._filter == "none":
-                stored.append((number, [place, bytearray(n_bytes - len(place))]))
+                stored.append((chunk, first, [place, bytearray(chunk.n_bytes - len(place))]))
             else:
-                stored.append((number, [bytearray(n_bytes)]))
-        ends = self._chunks[numbers.start : numbers.stop, [_OFFSET, _N_BYTES]].sum(1)
-        gaps = np.flatnonzero(ends[:-1] != self._chunks[numbers.start + 1 : numbers.stop, _OFFSET]) + 1
-        for first, stop in itertools.pairwise([0, *gaps.tolist(), len(stored)]):
-            self._fetch(stored[first:stop])
-        for number, buffers in stored:
-            if number in self.bad:
-                continue
-            self._check(number, buffers)
-            if self._filter != "none" and number not in self.bad:
-                self._unpack(number, firsts[number - numbers[0]])
+                stored.append((chunk, first, [bytearray(chunk.n_bytes)]))
+        together = [stored[0]]
+        for one in stored[1:]:
+            last = together[-1][0]
+            if one[0].offset != last.offset + last.n_bytes:
+                self._fetch(together)
+                together = []
+            together.append(one)
+        self._fetch(together)
+        for chunk, first, buffers in stored:
+            if chunk.number not in self.bad and self._is_whole(chunk, buffers) and self._filter != "none":
+                self._unpack(chunk, first)
 
     def _fetch(self, stored):
         """Read chunks that follow one another in one go; singly where that fails."""
-        chunks = self._chunks[[number for number, _ in stored]]
-        n_bytes, n_windows = chunks[:, _N_BYTES].sum(), int(chunks[:, _N_WINDOWS].sum())
-        start = time.perf_counter_ns()
+        n_bytes, n_windows = (sum(getattr(chunk, what) for chunk, *_ in stored) for what in ("n_bytes", "n_windows"))
+        start, buffers = time.perf_counter_ns(), [part for *_, parts in stored for part in parts]
         try:
-            n_read = os.preadv(
-                self._file(stored[0][0]), [part for _, parts in stored for part in parts], chunks[0, _OFFSET]
-            )
+            n_read = os.preadv(self._file(stored[0][0]), buffers, stored[0][0].offset)
             wrong = "are damaged; remove the file and run 'anyecg shard' again" if n_read < n_bytes else ""
         except ShardError as cause:
             n_read, wrong = 0, f"are out of reach: {cause}"
@@ -210,62 +218,61 @@ class WindowReader:
             for one in stored:
                 self._fetch([one])
             return
-        for number, _ in stored:
-            self.bad.pop(number, None)
+        for chunk, *_ in stored:
+            self.bad.pop(chunk.number, None)
             if wrong:
-                self._is_wrong(number, wrong)
+                self._is_wrong(chunk, wrong)
         with self._lock:
             self.n_bytes_read += n_read
         self.counters.add("read", start, n_bytes=n_read, n_windows=n_windows)
 
-    def _check(self, number, buffers):
+    def _is_whole(self, chunk, buffers):
         if not self.check:
-            return
+            return True
         start, found = time.perf_counter_ns(), 0
         for part in buffers:
             found = crc32(part, found)
-        if found != self._chunks[number, _CRC32]:
-            self._is_wrong(number, "are damaged; remove the file and run 'anyecg shard' again")
-        n_windows, n_bytes = self._chunks[number, [_N_WINDOWS, _N_BYTES]].tolist()
-        self.counters.add("check", start, n_bytes=n_bytes, n_windows=n_windows)
+        if found != chunk.crc32:
+            self._is_wrong(chunk, "are damaged; remove the file and run 'anyecg shard' again")
+        self.counters.add("check", start, n_bytes=chunk.n_bytes, n_windows=chunk.n_windows)
+        return found == chunk.crc32
 
-    def _unpack(self, number, first):
+    def _unpack(self, chunk, first):
         """Have HDF5 undo the filter of a chunk."""
-        shard, first_window, n_windows = self._chunks[number, :3].tolist()
-        within = first_window - int(self._first_window[np.searchsorted(self._chunks[:, 0], shard)])
-        path, start = self._path(number), time.perf_counter_ns()
+        within = chunk.first_window - int(self._first_window[np.searchsorted(self._chunks[:, 0], chunk.shard)])
+        path, start = self._path(chunk), time.perf_counter_ns()
         try:
             with opened(path) as (file, attributes):
                 if attributes["filter"] != self._filter:
                     raise ShardError(f"{path}: filter {attributes['filter']}, the index says {self._filter}")
-                self._kept[first : first + n_windows] = file[SIGNAL][within : within + n_windows]
+                self._kept[first : first + chunk.n_windows] = file[SIGNAL][within : within + chunk.n_windows]
         except ShardError as cause:
-            self.bad[number] = str(cause)
-        self.counters.add("unpack", start, n_bytes=n_windows * self._kept[0].nbytes, n_windows=n_windows)
+            self.bad[chunk.number] = str(cause)
+        n_bytes = chunk.n_windows * self._kept[0].nbytes
+        self.counters.add("unpack", start, n_bytes=n_bytes, n_windows=chunk.n_windows)
 
-    def _is_wrong(self, number, what):
-        first, n_windows = self._chunks[number, [_FIRST_WINDOW, _N_WINDOWS]].tolist()
-        self.bad[number] = f"{self._path(number)}: windows {first} to {first + n_windows - 1} of the index {what}"
+    def _is_wrong(self, chunk, what):
+        last = chunk.first_window + chunk.n_windows - 1
+        self.bad[chunk.number] = f"{self._path(chunk)}: windows {chunk.first_window} to {last} of the index {what}"
 
-    def _path(self, number):
-        return self.index.folder / self.index.head["shards"][self._chunks[number, 0]]["name"]
+    def _path(self, chunk):
+        return self.index.folder / self.index.head["shards"][chunk.shard]["name"]
 
-    def _file(self, number):
+    def _file(self, chunk):
         """Return an open descriptor of a chunk's shard; those of other threads stay open."""
-        shard = int(self._chunks[number, 0])
         with self._lock:
-            if shard not in self._files:
+            if chunk.shard not in self._files:
                 if len(self._files) >= MAX_OPEN_SHARDS:
                     os.close(self._files.popitem(last=False)[1])
-                self._files[shard] = open_plain(self._path(number))
-            self._files.move_to_end(shard)
-            return self._files[shard]
+                self._files[chunk.shard] = open_plain(self._path(chunk))
+            self._files.move_to_end(chunk.shard)
+            return self._files[chunk.shard]
 
     def close(self):
         """Close the shard files and end the threads."""
-        self._ahead = {}
         if self._threads:
             self._threads.shutdown()
+        self._ahead.clear()
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()

@@ -25,10 +25,11 @@ class Slots:
 
     def parts(self, keys):
         """Yield (keys, where they stand) in parts that fit into the slots at once, each of distinct, ascending keys."""
-        distinct, which = np.unique(keys, return_inverse=True)
+        distinct = np.unique(keys)
         if len(distinct) <= self.n_slots:
             yield distinct, slice(None)
             return
+        which = np.searchsorted(distinct, keys)
         for first in range(0, len(distinct), self.n_slots):
             some = distinct[first : first + self.n_slots]
             yield some, np.flatnonzero((which >= first) & (which < first + len(some)))

@@ -18,6 +18,8 @@ from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.stream import n_units, pairs_at, rows_of_rank, slots_of_rank
 
 log = logging.getLogger(__name__)
+# Batches between the one whose runs threads begin to read and the one that is gathered.
+READ_AHEAD = 4
 # Share of the chunks, beyond the first, that may be damaged before the set as a whole is given up.
 MOST_DAMAGED = 0.01
 
@@ -154,7 +156,7 @@ class PairSource(_Source):
         )  # fmt: skip
         check_preset(config, index)
         self.config, self.order, self.rank, self.n_ranks = config, order, rank, n_ranks
-        # Pairs that were worked out for the step after the last one.
+        # What was worked out for later steps.
         self._known: dict[int, tuple] = {}
         self._pairs = {"choice": config, **{key: order[key] for key in ("seed", "split", "horizon_min")}}
         self._ends, self._stride = [0], stride
@@ -197,8 +199,9 @@ class PairSource(_Source):
     def __call__(self, step, buffer=None):
         """Return the Block of a step; its signal lies in ``buffer`` when there is one."""
         epoch, n_places, mine, pairs, idle = self._places_of(step)
-        later = step + self._stride
-        self._known = {later: self._places_of(later)}
+        later = step + READ_AHEAD * self._stride
+        self._known = {known: found for known, found in self._known.items() if step < known < later}
+        self._known[later] = self._places_of(later)
         then = self.index.tables["pair_window"][self._known[later][3]]
         signal_BLT = np.empty((len(pairs), self.n_leads, self.n_samples), np.int16) if buffer is None else buffer
         signal_BLT = signal_BLT[: len(pairs)]
