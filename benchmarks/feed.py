@@ -34,33 +34,35 @@ class Ready(WindowSource):
         return self.block
 
 
+class Samples:
+    """A source in the form that DALI's own processes want: lists of samples."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __call__(self, info):
+        """Return windows and labels of a batch."""
+        block = self.source(info.iteration)
+        return list(block.signal_BLT), list(block.label_BC)
+
+
 def through_worker_processes(source, n_workers):
     """Return a function that runs a DALI pipeline whose source runs in DALI's own processes, sample by sample."""
     from nvidia.dali import fn, pipeline_def, types
 
-    def read(info):
-        block = source(info.iteration)
-        return list(block.signal_BLT), list(block.label_BC)
-
     @pipeline_def(
-        batch_size=BATCH, num_threads=2, device_id=None, py_num_workers=n_workers, py_start_method="spawn",
-        py_callback_pickler=_pickler(),
+        batch_size=BATCH, num_threads=2, device_id=None, py_num_workers=n_workers, py_start_method="spawn"
     )  # fmt: skip
     def pipeline():
         signal, label = fn.external_source(
-            source=read, num_outputs=2, batch=True, batch_info=True, parallel=True, dtype=[types.INT16, types.INT8]
+            source=Samples(source), num_outputs=2, batch=True, batch_info=True, parallel=True,
+            dtype=[types.INT16, types.INT8],
         )  # fmt: skip
         return fn.normalize(signal, axes=[1], dtype=types.FLOAT), label
 
     built = pipeline()
     built.build()
     return lambda: [torch.from_dlpack(output.as_tensor()) for output in built.run()]
-
-
-def _pickler():
-    import cloudpickle
-
-    return cloudpickle
 
 
 def raw(source):

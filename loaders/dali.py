@@ -43,11 +43,11 @@ def _changed(dali, signal, scale, changes, config, *, shape, fs, device):
     def constant(values):
         return types.Constant(values, device=device)
 
-    time_T = constant(np.arange(n_samples, dtype=np.float32))
     if config.shift_seconds:
         signal = fn.slice(fn.cat(signal, signal, axis=1), start("shift"), [n_samples], axes=[1])
     x = signal * scale if in_mv(config) else signal
     if config.wander_mv:
+        time_T = constant(np.arange(n_samples, dtype=np.float32))
         angle = drawn[at["wander_step"]] * time_T + drawn[at["wander_phase"]]
         x = x + drawn[at["wander_mv"]] * dali.math.sin(angle)
     if config.hum_mv:
@@ -58,7 +58,8 @@ def _changed(dali, signal, scale, changes, config, *, shape, fs, device):
         noise = fn.slice(constant(normals(n_values)), start("noise_start"), [n_values], axes=[0])
         x = x + drawn[at["noise_mv"]] * fn.reshape(noise, shape=[n_leads, n_samples])
     if config.mask_seconds:
-        x = x * ((time_T < drawn[at["mask_start"]]) | (time_T >= drawn[at["mask_stop"]]))
+        first, stop = (changes[at[name] : at[name] + 1] for name in ("mask_start", "mask_stop"))
+        x = fn.erase(x, anchor=first, shape=stop - first, axes=[1], fill_value=0)
     return x
 
 

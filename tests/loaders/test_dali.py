@@ -70,6 +70,15 @@ def test_dali_torch_and_numpy_augment_alike(config, n_leads):
     np.testing.assert_allclose(x_BLT.numpy(), standardised(*map(torch.from_numpy, arrays), config, fs=FS), atol=1e-3)
 
 
+def test_a_mask_may_be_empty_at_either_end_or_cover_the_window():
+    config = AugmentConfig(mask_seconds=1.0)
+    edges = [(0, 0), (N_SAMPLES, N_SAMPLES), (0, N_SAMPLES), (0, 1), (N_SAMPLES - 1, N_SAMPLES), (5, 5)]
+    given = block(config=config)._replace(changes_Bn=np.array(edges, np.float32))
+    ((x_BLT, _),) = run([given], config=config)
+    wanted = changed_slowly(given.signal_BLT, given.scale_B11, given.changes_Bn, config)
+    np.testing.assert_allclose(x_BLT.numpy(), wanted, atol=1e-3)
+
+
 def test_only_the_configured_augmentations_are_nodes_of_the_graph():
     def nodes(**config):
         serialized = make_pipeline(
