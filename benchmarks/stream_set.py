@@ -20,7 +20,7 @@ from benchmarks.kernels import DEMO, real_windows
 from benchmarks.page_cache import flush
 
 N_TARGETS, N_SAMPLES = 108, 5000
-WINDOWS_PER_SHARD, WINDOWS_PER_VISIT, DRAWS_PER_VISIT = 10_240, 640, 6
+WINDOWS_PER_SHARD, WINDOWS_PER_VISIT, DRAWS_PER_VISIT = 10_300, 640, 6
 N_BASE = 512
 
 

@@ -16,7 +16,7 @@ from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import file_hash
 from anyecg.loaders.index_form import CHUNK_COLUMNS, table_path
 from anyecg.loaders.shard_parse import CHUNK_WINDOWS, SIGNAL, load_filter, open_plain, opened
-from anyecg.loaders.slots import Slots
+from anyecg.loaders.slots import Slots, sorted_set
 
 MAX_OPEN_SHARDS = 64
 
@@ -135,7 +135,7 @@ class WindowReader:
 
     def _read_ahead(self, rows):
         """Have threads read the runs of rows that are asked for later, where the slots have room for them too."""
-        runs = np.unique(self._run_of(np.asarray(rows, np.int64)))
+        runs = sorted_set(self._run_of(np.asarray(rows, np.int64)))
         if self._threads and self._n_runs + len(runs) <= self._slots.n_slots:
             self._submit(self._take(runs))
 

@@ -3,6 +3,12 @@
 import numpy as np
 
 
+def sorted_set(keys):
+    """Return the distinct ones of a few hundred keys, ascending: ``np.unique`` takes several times as long for them."""
+    ordered = np.sort(keys)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
+
+
 class Slots:
     """Places in memory for some of many numbered things.
 
@@ -25,7 +31,7 @@ class Slots:
 
     def parts(self, keys):
         """Yield (keys, where they stand) in parts that fit into the slots at once, each of distinct, ascending keys."""
-        distinct = np.unique(keys)
+        distinct = sorted_set(keys)
         if len(distinct) <= self.n_slots:
             yield distinct, slice(None)
             return

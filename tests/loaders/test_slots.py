@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anyecg.loaders.slots import Slots
+from anyecg.loaders.slots import Slots, sorted_set
 
 
 @pytest.mark.parametrize("n_slots", [1, 3, 7, 50])
@@ -30,6 +30,11 @@ def test_parts_are_all_keys_in_bites_that_fit():
     assert [len(some) for some, _ in parts] == [30, 30, 30, len(np.unique(keys)) - 90]
     assert sorted(np.concatenate([here for _, here in parts]).tolist()) == list(range(500))
     assert all(set(keys[here]) == set(some) for some, here in parts)
+
+
+@pytest.mark.parametrize("keys", [[], [3], [3, 3, 3], [5, 1, 5, 0]])
+def test_the_sorted_set_is_that_of_numpy(keys):
+    np.testing.assert_array_equal(sorted_set(np.array(keys, np.int64)), np.unique(np.array(keys, np.int64)))
 
 
 def test_the_one_used_longest_ago_gives_way():
