@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anyecg.loaders.errors import AnyECGError
 
+SECONDS_TO_PASS_ON = 0.3
 CHAIN = ("cohort", "shard", "finetune", "predict", "evaluate", "report")
 
 
@@ -66,7 +67,7 @@ def as_rank(name, comm, work):
         cause = found if isinstance(found, AnyECGError) else AnyECGError(mend(found))
         if not cause.on_every_rank:
             print(f"anyecg {name}: {cause} (rank {comm.rank})", file=sys.stderr, flush=True)
-            comm.Abort(2)
+            _end_job(comm, 2)
         if comm.rank == 0:
             print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
         return 2
@@ -74,8 +75,14 @@ def as_rank(name, comm, work):
         if isinstance(cause, KeyboardInterrupt) and comm.size == 1:
             raise
         logging.getLogger(__name__).exception("rank %d failed", comm.rank)
-        comm.Abort(1)
+        _end_job(comm, 1)
     return 0
+
+
+def _end_job(comm, code):
+    """End all ranks of a job; the launcher first gets time to pass on what was printed, which it may drop at the end."""
+    time.sleep(SECONDS_TO_PASS_ON)
+    comm.Abort(code)
 
 
 def mend(cause):

@@ -30,7 +30,7 @@ from benchmarks.kernels import processor
 from benchmarks.stream_set import copy_seconds, make_set, make_signal, open_reader, read_batches
 
 BATCH = 256
-STREAM_SECONDS, COPIED_WINDOWS = 1.0, 41_200
+STREAM_SECONDS, COPIED_WINDOWS = 1.0, 40_960
 MAX_GROWTH = 0.01
 
 

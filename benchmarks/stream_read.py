@@ -267,7 +267,7 @@ def print_disk(rates, disk, ways):
 def main():
     """Print the table and the goals; exit 1 when one is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=41_200, help="a multiple of 10,300")
+    parser.add_argument("--windows", type=int, default=40_960, help="a multiple of 256")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2, help="threads that read ahead for ours")
     parser.add_argument("--cold", action="store_true")
