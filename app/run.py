@@ -80,7 +80,7 @@ def as_rank(name, comm, work):
 
 
 def _end_job(comm, code):
-    """End all ranks of a job; the launcher first gets time to pass on what was printed, which it may drop at the end."""
+    """End all ranks of a job, after a moment for the launcher to pass on what was printed."""
     time.sleep(SECONDS_TO_PASS_ON)
     comm.Abort(code)
 
