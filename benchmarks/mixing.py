@@ -131,7 +131,8 @@ def print_reads(title, index, pair_P, choice, arguments, *, read=False):
         whole = slots_of_rank(choice, batch_size=arguments.batch_size, n_ranks=n_ranks)
         for share in arguments.slots:
             n_slots = max(1, round(share * whole))
-            given_to = {"batch_size": arguments.batch_size, "n_ranks": n_ranks, "n_slots": n_slots}
+            rows = arguments.batch_size * choice.windows_per_sample
+            given_to = {"batch_size": rows, "n_ranks": n_ranks, "n_slots": n_slots}
             said = f"read {amplification(run_P, windows_R, **given_to):.3f} times"
             if read:
                 said += f"; by the reader's count {counted(index, run_P, window_P, choice, **given_to):.3f}"
@@ -154,13 +155,15 @@ def measure(index, choice, arguments):
     pair_P = epoch_order(index, seed=0, epoch=0, choice=choice)
     taken = time.perf_counter() - start
     check_slices(index, pair_P, {"seed": 0, "epoch": 0, "choice": choice, "batch_size": arguments.batch_size})
+    # The windows of a sample are rows of one batch.
+    pair_P, batch_size = pair_P.reshape(-1), arguments.batch_size * choice.windows_per_sample
     print(f"{processor()}; {len(pair_P):,} pairs of train, batches of {arguments.batch_size}; order in {taken:.1f} s")
     orders = {
         f"the order of training (up to {choice.lanes} lanes, pools of {choice.pool_runs} runs)": pair_P,
         "a perfect shuffle": np.random.default_rng(0).permutation(pair_P),
     }
     for title, order_P in orders.items():
-        print_mixing(title, index, order_P, arguments.batch_size)
+        print_mixing(title, index, order_P, batch_size)
     for title, order_P in orders.items():
         print_reads(title, index, order_P, choice, arguments, read=arguments.read and order_P is pair_P)
 
@@ -174,12 +177,13 @@ def main():
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--slots", type=float, nargs="+", default=[0.75, 1.0], help="by what training gives a rank")
-    for name in ("lanes", "run_chunks", "pool_runs"):
-        said = Choice.model_fields[name].description
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Choice(), name), help=said)
+    for name, field in Choice.model_fields.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(field.default), default=field.default, help=field.description
+        )  # fmt: skip
     parser.add_argument("--read", action="store_true", help="with --index: read the epoch too, and count the bytes")
     arguments = parser.parse_args()
-    choice = Choice(lanes=arguments.lanes, run_chunks=arguments.run_chunks, pool_runs=arguments.pool_runs)
+    choice = Choice(**{name: getattr(arguments, name) for name in Choice.model_fields})
     if arguments.index:
         measure(open_index(arguments.index), choice, arguments)
         return

@@ -1,4 +1,4 @@
-"""The order of the pairs of a pool: shuffled by their windows, the pairs of one window far apart."""
+"""The order of the pairs of a pool, and the lanes that pools are taken from."""
 
 import numpy as np
 
@@ -46,3 +46,32 @@ def pool_order(window_P, pair_P, copy_P, key):
     keys_P = np.empty(len(pair_P), np.uint64)
     _sort_keys(window_P, pair_P, copy_P, np.uint64(key), keys_P)
     return np.argsort(keys_P, kind="stable")
+
+
+@kernel
+def _places(position_P, n, n_lanes, out_P):
+    shortest, n_longer = n // n_lanes, n % n_lanes
+    for p in range(len(position_P)):
+        turn, lane = position_P[p] // n_lanes, position_P[p] % n_lanes
+        first, length = lane * shortest + min(lane, n_longer), shortest + (1 if lane < n_longer else 0)
+        out_P[p] = first + (length - 1 - turn if lane % 2 else turn)
+
+
+def places_in_lanes(position_P, n, n_lanes):
+    """Return where the turns of lanes lie in the sequence that they are cut from.
+
+    The sequence of ``n`` is cut into lanes of equal length, the first ones longer by one where that does not come out
+    even. Position k is turn k // n_lanes of lane k % n_lanes; every second lane runs backwards.
+
+    Parameters
+    ----------
+    position_P : int64 array
+        Each in 0 .. n - 1.
+
+    Returns
+    -------
+    int64 array, shape of ``position_P``; all positions give all places
+    """
+    out = np.empty(len(position_P), np.int64)
+    _places(position_P, n, n_lanes, out)
+    return out

@@ -160,7 +160,8 @@ def _map_table(path, name, shape):
     with os.fdopen(open_plain(path), "rb") as file:
         if os.fstat(file.fileno()).st_size != n_bytes or file.read(len(head)) != head:
             raise ShardError(f"{path}: not {dtype} {shape} in {n_bytes} bytes; run 'anyecg shard' again")
-        return np.memmap(file, dtype, "r", len(head), shape)
+        # As a plain array: parts of a memmap cost several times as much to make.
+        return np.memmap(file, dtype, "r", len(head), shape).view(np.ndarray)
 
 
 def _check_chunks(table, shards, sizes, path):

@@ -1,9 +1,11 @@
 """The order of an epoch: runs of whole chunks, shuffled, mixed in pools and taken from lanes in turn."""
 
+import threading
+
 import numpy as np
 
 from anyecg.kernels.counter import permute
-from anyecg.kernels.pools import pool_order
+from anyecg.kernels.pools import places_in_lanes, pool_order
 from anyecg.loaders.slots import Slots
 
 # Pools whose inner order is kept, for each lane.
@@ -35,6 +37,7 @@ class EpochOrder:
     def __init__(self, chosen, *, key):
         choice = chosen.choice
         self.chosen, self._key, self._pool_runs = chosen, key, choice.pool_runs
+        self._lock = threading.Lock()
         runs = np.flatnonzero(chosen.counts_R)
         self._runs = runs[permute(np.arange(len(runs)), len(runs), key)] if len(runs) else runs
         counts = chosen.counts_R[self._runs]
@@ -66,17 +69,15 @@ class EpochOrder:
             Pair numbers; shape (positions, windows_per_sample) where a sample has several windows.
         """
         positions = np.asarray(positions, np.int64)
-        turn, lane = np.divmod(positions, self.n_lanes)
-        shortest, n_longer = divmod(self.n_units, self.n_lanes)
-        first, length = lane * shortest + np.minimum(lane, n_longer), shortest + (lane < n_longer)
-        place = np.where(lane % 2, first + length - 1 - turn, first + turn)
+        place = places_in_lanes(positions, self.n_units, self.n_lanes)
         pool = np.searchsorted(self._pool_start, place, side="right") - 1
         found = np.empty((len(positions), 2), np.int64)
-        for pools, here in self._slots.parts(pool):
-            for missing, slot in self._slots.take(pools):
-                layout = self._layout(missing)
-                self._kept[slot, : len(layout)] = layout
-            found[here] = self._kept[self._slots[pool[here]], (place - self._pool_start[pool])[here]]
+        with self._lock:
+            for pools, here in self._slots.parts(pool):
+                for missing, slot in self._slots.take(pools):
+                    layout = self._layout(missing)
+                    self._kept[slot, : len(layout)] = layout
+                found[here] = self._kept[self._slots[pool[here]], (place - self._pool_start[pool])[here]]
         if self.chosen.choice.windows_per_sample == 1:
             return found[:, 0].copy()
         return self.chosen.samples(*np.ascontiguousarray(found.T))

@@ -15,7 +15,7 @@ from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest
 from anyecg.loaders.index import open_index
 from anyecg.loaders.reader import WindowReader
-from anyecg.loaders.stream import n_units, pairs_at, rows_of_rank, slots_of_rank
+from anyecg.loaders.stream import order_of, rows_of_rank, slots_of_rank
 
 log = logging.getLogger(__name__)
 # Batches between the one whose runs threads begin to read and the one that is gathered.
@@ -167,15 +167,22 @@ class PairSource(_Source):
 
     def first_step(self, epoch):
         """Return the number of the first batch of an epoch, counted through all epochs."""
-        while len(self._ends) <= epoch:
-            n = n_units(self.index, epoch=len(self._ends) - 1, **self._pairs)
-            self._ends.append(self._ends[-1] - (-n // self.order["batch_size"]))
-        return self._ends[epoch]
+        return self._ends_until(lambda ends: len(ends) > epoch)[epoch]
 
     def _epoch_of(self, step):
-        while self._ends[-1] <= step:
-            self.first_step(len(self._ends))
-        return bisect.bisect_right(self._ends, step) - 1
+        return bisect.bisect_right(self._ends_until(lambda ends: ends[-1] > step), step) - 1
+
+    def _ends_until(self, enough):
+        """Return the first steps of epochs 0, 1, … up to where it is enough."""
+        # The trainer and the thread that reads ahead both ask: a new list, so that none sees the other's half-made one.
+        ends = self._ends
+        while not enough(ends):
+            ends = [*ends, ends[-1] - (-self._order_of(len(ends) - 1).n_units // self.order["batch_size"])]
+        self._ends = ends
+        return ends
+
+    def _order_of(self, epoch):
+        return order_of(self.index, epoch=epoch, **self._pairs)
 
     def _places_of(self, step):
         """Return the epoch of a step, how many places its batch has, those of this rank, the pairs there, and if idle.
@@ -187,12 +194,12 @@ class PairSource(_Source):
             return self._known[step]
         epoch, start = self._epoch_of(step), time.perf_counter_ns()
         first = (step - self.first_step(epoch)) * self.order["batch_size"]
-        n_all = n_units(self.index, epoch=epoch, **self._pairs)
-        places = np.arange(first, min(first + self.order["batch_size"], n_all))
+        order = self._order_of(epoch)
+        places = np.arange(first, min(first + self.order["batch_size"], order.n_units))
         mine = rows_of_rank(places, self.rank, self.n_ranks)
         idle = not len(mine)
         mine = places[:1] if idle else mine
-        pairs = pairs_at(self.index, mine, epoch=epoch, **self._pairs).reshape(-1)
+        pairs = order.at(mine).reshape(-1)
         self.counters.add("order", start, n_windows=len(pairs))
         return epoch, len(places), mine, pairs, idle
 
@@ -233,7 +240,7 @@ class PairSource(_Source):
             rows = np.flatnonzero(is_bad.reshape(-1, n_each).any(1))
             replaced[rows] = True
             there = self._other_places(epoch, places[rows], trial)
-            others = pairs_at(self.index, there, epoch=epoch, **self._pairs).reshape(-1)
+            others = self._order_of(epoch).at(there).reshape(-1)
             flat = (rows[:, None] * n_each + np.arange(n_each)).reshape(-1)
             pairs[flat] = others
             signal_BLT[flat], still_bad = self.reader.read_what_is_whole(window[others])
@@ -242,7 +249,7 @@ class PairSource(_Source):
 
     def _other_places(self, epoch, places, trial):
         key = int(digest(["instead", self.order["seed"], epoch, trial]), 16)
-        return (uniform(key, places) * n_units(self.index, epoch=epoch, **self._pairs)).astype(np.int64)
+        return (uniform(key, places) * self._order_of(epoch).n_units).astype(np.int64)
 
     def _tell(self, n_known):
         """Name the chunks that were found bad now; give up where they are too many."""

@@ -10,13 +10,13 @@ from anyecg.loaders.index import Index, open_index
 from anyecg.loaders.order import EpochOrder
 
 __all__ = [
-    "Index", "batch", "epoch_order", "n_batches", "n_units", "open_index", "order_of", "pairs_at", "rows_of_rank",
+    "Index", "batch", "epoch_order", "n_batches", "n_units", "open_index", "order_of", "rows_of_rank",
     "slots_of_rank",
 ]  # fmt: skip
 _DEFAULT = Choice()
 # Orders, and choices of pairs, kept an index: this epoch's and the next one's, of two splits.
 _KEPT = 8
-_lock = threading.RLock()
+_lock = threading.Lock()
 
 
 def order_of(index, *, seed, epoch, split="train", horizon_min=60, choice=_DEFAULT):
@@ -68,23 +68,6 @@ def n_units(index, **order):
     return order_of(index, **order).n_units
 
 
-def pairs_at(index, places, **order):
-    """Return the pairs at some places of an epoch (``order`` as in ``order_of``).
-
-    Parameters
-    ----------
-    places : int64 array, shape (B,)
-        Each in 0 .. n_units - 1.
-
-    Returns
-    -------
-    int64 array, shape (B,); (B, windows_per_sample) where a sample has several windows
-        Pair numbers, which count through the index in shard order.
-    """
-    with _lock:
-        return order_of(index, **order).at(places)
-
-
 def n_batches(index, *, batch_size, **order):
     """Return how many batches an epoch has (``order`` as in ``order_of``); the last one may be smaller."""
     return -(-n_units(index, **order) // batch_size)
@@ -106,19 +89,21 @@ def batch(index, number, *, seed, epoch, batch_size, split="train", horizon_min=
     Returns
     -------
     int64 array, shape (batch_size,) or less; (batch_size, windows_per_sample) where a sample has several windows
+        Pair numbers, which count through the index in shard order.
     """
     order = {"seed": seed, "epoch": epoch, "split": split, "horizon_min": horizon_min, "choice": choice}
-    n_all = n_units(index, **order)
-    first, last = number * batch_size, min((number + 1) * batch_size, n_all)
+    whole = order_of(index, **order)
+    first, last = number * batch_size, min((number + 1) * batch_size, whole.n_units)
     if not 0 <= first < last:
-        raise ValueError(f"batch {number} of an epoch with {-(-n_all // batch_size)} batches")
-    return pairs_at(index, np.arange(first, last), **order)
+        raise ValueError(f"batch {number} of an epoch with {-(-whole.n_units // batch_size)} batches")
+    return whole.at(np.arange(first, last))
 
 
 def epoch_order(index, *, seed, epoch, split="train", horizon_min=60, choice=_DEFAULT):
     """Return an epoch's pair numbers in order, int64, as ``batch`` gives them; for small sets and tests."""
     order = {"seed": seed, "epoch": epoch, "split": split, "horizon_min": horizon_min, "choice": choice}
-    return pairs_at(index, np.arange(n_units(index, **order)), **order)
+    whole = order_of(index, **order)
+    return whole.at(np.arange(whole.n_units))
 
 
 def rows_of_rank(rows, rank, n_ranks):
