@@ -92,7 +92,6 @@ class Parts:
         return len(PARTS)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("n_workers", [0, 1, 4, 8])
 def test_the_order_is_the_same_on_any_number_of_ranks_and_workers(tiny_index, n_workers):
     parts = iter(DataLoader(Parts(tiny_index.folder), batch_size=None, num_workers=n_workers, collate_fn=np.asarray))
