@@ -3,9 +3,10 @@
 import os
 import threading
 import time
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +22,16 @@ from anyecg.loaders.slots import Slots, sorted_set
 MAX_OPEN_SHARDS = 64
 
 
-# A row of the index's table of chunks, and its number.
-Chunk = namedtuple("Chunk", ("number", *CHUNK_COLUMNS))
+class Chunk(NamedTuple):
+    """A row of the index's table of chunks, and its number."""
+
+    number: int
+    shard: int
+    first_window: int
+    n_windows: int
+    offset: int
+    n_bytes: int
+    crc32: int
 
 
 class WindowReader:
