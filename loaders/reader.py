@@ -80,7 +80,7 @@ class WindowReader:
         self._ahead: dict[int, Future] = {}
         self._files: OrderedDict = OrderedDict()
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._threads = ThreadPoolExecutor(threads)
         self.bad: dict[int, str] = {}
         self.n_bytes_read = 0
 
@@ -145,14 +145,15 @@ class WindowReader:
     def _read_ahead(self, rows):
         """Have threads read the runs of rows that are asked for later, where the slots have room for them too."""
         runs = sorted_set(self._run_of(np.asarray(rows, np.int64)))
-        if self._threads and self._n_runs + len(runs) <= self._slots.n_slots:
+        if self._n_runs + len(runs) <= self._slots.n_slots:
             self._submit(self._take(runs))
 
     def _take(self, runs):
         missing = self._slots.take(runs)
         if missing:
             # A slot that was given to another run must not be written to any more.
-            self._finish([run for run in self._ahead if run not in self._slots])
+            with self._dropping(missing):
+                self._finish([run for run in self._ahead if run not in self._slots])
         return missing
 
     def _submit(self, missing):
@@ -165,27 +166,28 @@ class WindowReader:
         if self._ahead:
             self._finish([run for run in runs.tolist() if run in self._ahead])
         missing = self._take(runs)
-        if self._threads and len(missing) > 1:
-            self._submit(missing)
-            self._finish([run for run, _ in missing])
-        else:
-            for run, slot in missing:
-                with self._dropping(run):
-                    self._load(run, slot)
+        with self._dropping(missing):
+            if len(missing) == 1:
+                self._load(*missing[0])
+            else:
+                self._submit(missing)
+                self._finish([run for run, _ in missing])
 
     def _finish(self, runs):
-        """Wait for runs that threads are reading; one whose reading was broken off is dropped."""
+        """Wait for runs that threads are reading."""
         for run in runs:
-            with self._dropping(run):
+            with self._dropping([(run, None)]):
                 self._ahead.pop(run).result()
 
     @contextmanager
-    def _dropping(self, run):
+    def _dropping(self, loads):
+        """Forget runs whose reading was broken off: nothing half-read stays."""
         try:
             yield
         except BaseException:
-            if run in self._slots:
-                self._slots.drop(run)
+            for run, _ in loads:
+                if run in self._slots:
+                    self._slots.drop(run)
             raise
 
     def _load(self, run, slot):
@@ -279,8 +281,7 @@ class WindowReader:
 
     def close(self):
         """Close the shard files and end the threads."""
-        if self._threads:
-            self._threads.shutdown()
+        self._threads.shutdown()
         self._ahead.clear()
         for descriptor in self._files.values():
             os.close(descriptor)
