@@ -25,14 +25,13 @@ from pathlib import Path
 
 import numpy as np
 
-from anyecg.loaders.choice import Choice
 from anyecg.loaders.index import open_index
 from anyecg.loaders.stream import slots_of_rank
 from benchmarks import stream_peers as peers
 from benchmarks.kernels import processor
 from benchmarks.page_cache import disk_rate, drop, flush, resident
 from benchmarks.stream_peers import BATCH, batches_of
-from benchmarks.stream_set import checksums, make_set, make_signal, open_reader, read_batches
+from benchmarks.stream_set import CHOICE, checksums, make_set, make_signal, open_reader, read_batches
 
 COPY, CHECKED, UNCHECKED, MEMMAP = (
     "np.copyto into one buffer",
@@ -85,7 +84,7 @@ def ours(folder, *, check, threads):
     """Read the batches of training: the order and the reader, into one buffer."""
     index = open_index(folder)
     # As many as the epoch has runs, where training would keep more: so the windows of the other split replace them all.
-    n_slots = min(slots_of_rank(Choice(), batch_size=BATCH, n_ranks=1), len(index.windows_of("train")) // 128)
+    n_slots = min(slots_of_rank(CHOICE, batch_size=BATCH, n_ranks=1), len(index.windows_of("train")) // 128)
     reader = open_reader(index, n_slots=n_slots, check=check, threads=threads)
     out = np.empty((BATCH, 1, index.head["samples"]), np.int16)
     others = index.windows_of("val")

@@ -22,21 +22,23 @@ from benchmarks.page_cache import flush
 N_TARGETS, N_SAMPLES = 108, 5000
 WINDOWS_PER_SHARD, WINDOWS_PER_VISIT, DRAWS_PER_VISIT = 10_300, 640, 6
 N_BASE = 512
+# With 256 lanes the pools of a set as small as this one hold all of it, and an epoch reads it all at its beginning.
+CHOICE = Choice(lanes=64)
 
 
 def open_reader(index, *, batch_size=256, n_slots=None, check=True, threads=2):
     """Return the reader of one rank as training has it: the only place that says which reader is measured."""
-    choice = Choice()
-    n_slots = n_slots or slots_of_rank(choice, batch_size=batch_size, n_ranks=1)
-    return WindowReader(index, run_chunks=choice.run_chunks, n_slots=n_slots, check=check, threads=threads)
+    n_slots = n_slots or slots_of_rank(CHOICE, batch_size=batch_size, n_ranks=1)
+    return WindowReader(index, run_chunks=CHOICE.run_chunks, n_slots=n_slots, check=check, threads=threads)
 
 
 def read_batches(index, reader, epoch, out, *, batch_size=256):
-    """Yield the int16 batches of an epoch as training reads them, the next one's runs ahead, all in one buffer."""
-    n_all = n_batches(index, batch_size=batch_size, seed=0, epoch=epoch)
+    """Yield the int16 batches of an epoch as training reads them, later runs ahead, all in one buffer."""
+    order = {"seed": 0, "epoch": epoch, "batch_size": batch_size, "choice": CHOICE}
+    n_all = n_batches(index, **order)
 
     def rows(number):
-        pairs = batch(index, number, seed=0, epoch=epoch, batch_size=batch_size) if number < n_all else []
+        pairs = batch(index, number, **order) if number < n_all else []
         return index.tables["pair_window"][pairs]
 
     known = deque(rows(number) for number in range(READ_AHEAD))
