@@ -1,5 +1,6 @@
 """Windows of the shards by their rows, read in runs of whole chunks, every chunk checked against the index."""
 
+import math
 import os
 import threading
 import time
@@ -72,9 +73,16 @@ class WindowReader:
         self._slots = Slots(len(self._starts) - 1, n_slots)
         self.n_windows = len(index.tables["window_visit"])
         self.shape = (len(index.leads), index.head["samples"])
-        # Filled, so that the system gives the memory now and not within the reads.
-        self._kept = np.full((self._slots.n_slots * run_chunks * CHUNK_WINDOWS, *self.shape), 0, np.int16)
         self._rows_a_slot = run_chunks * CHUNK_WINDOWS
+        shape = self._slots.n_slots * self._rows_a_slot, *self.shape
+        n_bytes, n_there = 2 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if n_bytes > n_there / 2:
+            raise ShardError(
+                f"{index.folder}: {self._slots.n_slots} runs of {run_chunks} chunks take {n_bytes / 1e9:.1f} GB of the "
+                f"{n_there / 1e9:.1f} GB of memory here; set stream.lanes or stream.pool_runs lower"
+            )
+        # Filled, so that the system gives the memory now and not within the reads.
+        self._kept = np.full(shape, 0, np.int16)
         # How many runs were asked for last; those that threads are reading.
         self._n_runs = 0
         self._ahead: dict[int, Future] = {}

@@ -198,3 +198,11 @@ def test_damage_that_was_met_reading_ahead_is_told_when_it_is_asked_for(tiny_cop
     with pytest.raises(ShardError, match=f"windows {first} to {last} of the index are damaged"):
         reader.read([first])
     reader.close()
+
+
+def test_more_memory_than_the_half_of_it_is_refused(tiny_index, monkeypatch):
+    monkeypatch.setattr(reader_module.os, "sysconf", {"SC_PHYS_PAGES": 50, "SC_PAGE_SIZE": 1000}.get)
+    with pytest.raises(
+        ShardError, match=r"7 runs of 1 chunks take 0.0 GB .* set stream.lanes or stream.pool_runs lower"
+    ):
+        WindowReader(tiny_index, run_chunks=1)
