@@ -154,7 +154,7 @@ def _wanted_finetune(config):
     return digest(
         [
             _index(config).hash, config.finetune.identity("ranks", "weights"), weights and file_hash(weights),
-            config.stream.identity("prefetch", "read_threads", "workers", "loader"), config.seed,
+            config.stream.identity("prefetch", "read_threads", "workers", "loader", "on_damage"), config.seed,
         ]
     )  # fmt: skip
 

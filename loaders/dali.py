@@ -209,7 +209,8 @@ class DaliBatches:
             copied.record()
             self._held.append((copied, outputs))
             if len(self._held) > QUEUE:
-                self._held.popleft()[0].synchronize()
+                self._held[0][0].synchronize()
+                self._held.popleft()
         return tensors
 
     def checkpoint(self):
@@ -217,5 +218,7 @@ class DaliBatches:
         return self._pipeline.checkpoint()
 
     def close(self):
-        """End the thread that reads ahead."""
+        """End the thread that reads ahead, and the pipeline."""
         self._prefetcher.close()
+        self._held.clear()
+        self._pipeline = None

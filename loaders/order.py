@@ -74,9 +74,15 @@ class EpochOrder:
         found = np.empty((len(positions), 2), np.int64)
         with self._lock:
             for pools, here in self._slots.parts(pool):
-                for missing, slot in self._slots.take(pools):
-                    layout = self._layout(missing)
-                    self._kept[slot, : len(layout)] = layout
+                taken = self._slots.take(pools)
+                try:
+                    for missing, slot in taken:
+                        layout = self._layout(missing)
+                        self._kept[slot, : len(layout)] = layout
+                except BaseException:
+                    for missing, _ in taken:
+                        self._slots.drop(missing)
+                    raise
                 found[here] = self._kept[self._slots[pool[here]], (place - self._pool_start[pool])[here]]
         if self.chosen.choice.windows_per_sample == 1:
             return found[:, 0].copy()

@@ -27,7 +27,7 @@ def _end(tasks, pending, thread, pid):
     for future in pending.values():
         future.cancel()
     tasks.put(None)
-    # A read from a dead disk may never end; the thread is a daemon and dies with the process.
+    # A read from a dead disk may never end.
     thread.join(timeout=10)
 
 

@@ -21,6 +21,7 @@ from anyecg.loaders.shard_parse import CHUNK_WINDOWS, SIGNAL, load_filter, open_
 from anyecg.loaders.slots import Slots, sorted_set
 
 MAX_OPEN_SHARDS = 64
+_UNREADABLE = "cannot be read ({}); mend the disk or the path, then run it again"
 
 
 class Chunk(NamedTuple):
@@ -112,13 +113,18 @@ class WindowReader:
         ShardError
             No such rows; a chunk that holds one of them is damaged or cannot be read.
         """
-        signal, is_bad = self.read_what_is_whole(rows, out, then=then)
-        if is_bad.any():
-            raise ShardError(self.bad[self._chunk_of(np.asarray(rows)[is_bad][:1])[0]])
+        signal, _, wrong = self._gather(rows, out, then)
+        if wrong:
+            raise ShardError(wrong[0])
         return signal
 
     def read_what_is_whole(self, rows, out=None, *, then=()):
         """Return the windows, and bool (B,): which of them lie in a bad chunk and hold nothing of worth."""
+        signal, is_bad, _ = self._gather(rows, out, then)
+        return signal, is_bad
+
+    def _gather(self, rows, out, then):
+        """Return the windows, which of them lie in a bad chunk, and what is wrong with each such chunk."""
         rows = np.asarray(rows, np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_windows:
             raise ShardError(
@@ -126,9 +132,14 @@ class WindowReader:
                 "run 'anyecg shard' again"
             )
         out = np.empty((len(rows), *self.shape), np.int16) if out is None else out
-        run = self._run_of(rows)
+        run, is_bad, wrong = self._run_of(rows), np.zeros(len(rows), bool), []
         for runs, here in self._slots.parts(run):
             self._bring(runs)
+            if self.bad:
+                # Before anything is read ahead, which may be one of these chunks again.
+                chunk = self._chunk_of(rows[here])
+                is_bad[here] = np.isin(chunk, list(self.bad))
+                wrong += [self.bad[number] for number in sorted_set(chunk[is_bad[here]]).tolist()]
             self._read_ahead(then)
             start = time.perf_counter_ns()
             kept = self._slots[run[here]] * self._rows_a_slot + rows[here] - self._first_of_run[run[here]]
@@ -137,18 +148,13 @@ class WindowReader:
             else:
                 out[here] = self._kept[kept]
             self.counters.add("gather", start, n_bytes=len(kept) * self._kept[0].nbytes, n_windows=len(kept))
-        return out, self._is_bad(rows)
+        return out, is_bad, wrong
 
     def _run_of(self, rows):
         return np.searchsorted(self._first_of_run, rows, side="right") - 1
 
     def _chunk_of(self, rows):
         return np.searchsorted(self._first_window, rows, side="right") - 1
-
-    def _is_bad(self, rows):
-        if not self.bad:
-            return np.zeros(len(rows), bool)
-        return np.isin(self._chunk_of(rows), list(self.bad))
 
     def _read_ahead(self, rows):
         """Have threads read the runs of rows that are asked for later, where the slots have room for them too."""
@@ -159,9 +165,10 @@ class WindowReader:
     def _take(self, runs):
         missing = self._slots.take(runs)
         if missing:
-            # A slot that was given to another run must not be written to any more.
+            # A slot that is given to another run, or to the same one once more, must not be written to any more.
+            taken = {run for run, _ in missing}
             with self._dropping(missing):
-                self._finish([run for run in self._ahead if run not in self._slots])
+                self._finish([run for run in self._ahead if run in taken or run not in self._slots])
         return missing
 
     def _submit(self, missing):
@@ -227,12 +234,12 @@ class WindowReader:
         n_bytes, n_windows = (sum(getattr(chunk, what) for chunk, *_ in stored) for what in ("n_bytes", "n_windows"))
         start, buffers = time.perf_counter_ns(), [part for *_, parts in stored for part in parts]
         try:
-            n_read = os.preadv(self._file(stored[0][0]), buffers, stored[0][0].offset)
+            n_read = self._read_into(buffers, self._file(stored[0][0]), stored[0][0].offset)
             wrong = "are damaged; remove the file and run 'anyecg shard' again" if n_read < n_bytes else ""
         except ShardError as cause:
             n_read, wrong = 0, f"are out of reach: {cause}"
         except OSError as cause:
-            n_read, wrong = 0, f"cannot be read ({cause.strerror}); mend the disk or the path, then run it again"
+            n_read, wrong = 0, _UNREADABLE.format(cause.strerror)
         if wrong and len(stored) > 1:
             for one in stored:
                 self._fetch([one])
@@ -244,6 +251,22 @@ class WindowReader:
         with self._lock:
             self.n_bytes_read += n_read
         self.counters.add("read", start, n_bytes=n_read, n_windows=n_windows)
+
+    @staticmethod
+    def _read_into(buffers, file, offset):
+        """Fill buffers from a file as far as it goes; a read that a signal cut short goes on. Return the bytes read."""
+        n_read = os.preadv(file, buffers, offset)
+        left = n_read
+        for buffer in buffers:
+            rest = memoryview(buffer)[left:]
+            left = max(0, left - len(buffer))
+            while len(rest):
+                part = os.pread(file, len(rest), offset + n_read)
+                if not part:
+                    return n_read
+                rest[: len(part)] = part
+                rest, n_read = rest[len(part) :], n_read + len(part)
+        return n_read
 
     def _is_whole(self, chunk, buffers):
         if not self.check:
@@ -267,6 +290,8 @@ class WindowReader:
                 self._kept[first : first + chunk.n_windows] = file[SIGNAL][within : within + chunk.n_windows]
         except ShardError as cause:
             self.bad[chunk.number] = str(cause)
+        except OSError as cause:
+            self._is_wrong(chunk, _UNREADABLE.format(cause.strerror))
         n_bytes = chunk.n_windows * self._kept[0].nbytes
         self.counters.add("unpack", start, n_bytes=n_bytes, n_windows=chunk.n_windows)
 

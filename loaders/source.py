@@ -20,8 +20,7 @@ from anyecg.loaders.stream import order_of, rows_of_rank, slots_of_rank
 log = logging.getLogger(__name__)
 # Batches between the one whose runs threads begin to read and the one that is gathered.
 READ_AHEAD = 4
-# Share of the chunks, beyond the first, that may be damaged before the set as a whole is given up.
-MOST_DAMAGED = 0.01
+MOST_TRIALS = 100
 
 
 class Block(NamedTuple):
@@ -139,7 +138,7 @@ class PairSource(_Source):
     ------
     ShardError
         Wander or hum for windows that are filtered already; while reading, a damaged chunk, unless ``on_damage`` is
-        "quarantine", and even then where more than 1 % of the chunks (and more than one) are damaged.
+        "quarantine", and even then where 100 trials find nothing whole; an epoch without a pair.
 
     Notes
     -----
@@ -160,6 +159,8 @@ class PairSource(_Source):
         self._known: dict[int, tuple] = {}
         self._pairs = {"choice": config, **{key: order[key] for key in ("seed", "split", "horizon_min")}}
         self._ends, self._stride = [0], stride
+        # Chunks that were named in the log.
+        self._told: set[int] = set()
 
     def n_batches(self, epoch):
         """Return how many batches an epoch has."""
@@ -177,7 +178,10 @@ class PairSource(_Source):
         # The trainer and the thread that reads ahead both ask: a new list, so that none sees the other's half-made one.
         ends = self._ends
         while not enough(ends):
-            ends = [*ends, ends[-1] - (-self._order_of(len(ends) - 1).n_units // self.order["batch_size"])]
+            n_all = self._order_of(len(ends) - 1).n_units
+            if not n_all:
+                raise ShardError(f"{self.index.folder}: an epoch without a pair; check [stream] and the horizon")
+            ends = [*ends, ends[-1] - (-n_all // self.order["batch_size"])]
         self._ends = ends
         return ends
 
@@ -213,6 +217,7 @@ class PairSource(_Source):
         signal_BLT = np.empty((len(pairs), self.n_leads, self.n_samples), np.int16) if buffer is None else buffer
         signal_BLT = signal_BLT[: len(pairs)]
         n_substituted = self._read(epoch, mine, pairs, signal_BLT, then)
+        n_substituted *= not idle
         tables, n_each = self.index.tables, self.windows_per_sample
         label_BC = np.array(tables["draw_labels"][tables["pair_draw"][pairs]])
         if idle:
@@ -231,12 +236,17 @@ class PairSource(_Source):
         if self.config.on_damage == "fail":
             self.reader.read(window[pairs], signal_BLT, then=then)
             return 0
-        n_known, replaced = len(self.reader.bad), np.zeros(len(places), bool)
+        replaced = np.zeros(len(places), bool)
         _, is_bad = self.reader.read_what_is_whole(window[pairs], signal_BLT, then=then)
         trial = 0
         while is_bad.any():
-            self._tell(n_known)
-            n_known, trial = len(self.reader.bad), trial + 1
+            self._tell()
+            trial += 1
+            if trial > MOST_TRIALS:
+                raise ShardError(
+                    f"{self.index.folder}: no whole window found in {MOST_TRIALS} trials, so much of it is damaged; "
+                    "run 'anyecg verify' to see what, remove those files and run 'anyecg shard' again"
+                )
             rows = np.flatnonzero(is_bad.reshape(-1, n_each).any(1))
             replaced[rows] = True
             there = self._other_places(epoch, places[rows], trial)
@@ -251,17 +261,12 @@ class PairSource(_Source):
         key = int(digest(["instead", self.order["seed"], epoch, trial]), 16)
         return (uniform(key, places) * self._order_of(epoch).n_units).astype(np.int64)
 
-    def _tell(self, n_known):
-        """Name the chunks that were found bad now; give up where they are too many."""
-        bad = list(self.reader.bad.values())
-        for said in bad[n_known:]:
-            log.warning("quarantined: %s", said)
-        n_chunks = len(self.index.tables["chunks"])
-        if len(bad) > max(1, MOST_DAMAGED * n_chunks):
-            raise ShardError(
-                f"{self.index.folder}: {len(bad)} of {n_chunks} chunks are damaged, wanted at most {MOST_DAMAGED:.0%}; "
-                "run 'anyecg verify' to see which, remove those files and run 'anyecg shard' again"
-            )
+    def _tell(self):
+        """Name in the log the bad chunks that were not named yet."""
+        for number, said in tuple(self.reader.bad.items()):
+            if number not in self._told:
+                self._told.add(number)
+                log.warning("quarantined: %s", said)
 
 
 class WindowSource(_Source):

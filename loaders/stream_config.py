@@ -13,7 +13,7 @@ class StreamConfig(Choice, AugmentConfig):
 
     loader: Literal["dali", "torch"] = Field("dali", description="NVIDIA DALI, or torch's DataLoader without it")
     workers: int = Field(0, ge=0, le=256, description="processes of the torch loader; 0: a thread of the trainer's own")
-    read_threads: int = Field(2, ge=1, le=64, description="runs of chunks read at one time")
+    read_threads: int = Field(2, ge=1, le=32, description="runs of chunks read at one time")
     prefetch: int = Field(2, ge=1, le=64, description="batches prepared ahead")
     on_damage: Literal["fail", "quarantine"] = Field(
         "fail", description="a damaged chunk stops the training, or is left out and named"

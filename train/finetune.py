@@ -25,6 +25,8 @@ from anyecg.train.model import build_model, load_weights, publish, save_weights
 from anyecg.train.weights import load_ecgfounder
 
 log = logging.getLogger(__name__)
+# Share of an epoch's samples that may stand in for damaged ones.
+MOST_SUBSTITUTED = 0.05
 CURVE = ("epoch", "windows", "train_loss", "val_loss", "val_auroc", "learning_rate", "windows_per_s", "waiting_share")
 
 
@@ -37,7 +39,7 @@ class FinetuneConfig(Section):
     weights: str = Field("", description="net1d: published ECGFounder file (.pth) to start from; empty: from scratch")
     horizon_min: Literal[60, 30, 15] = Field(60, description="half-width of the time around a draw, in minutes")
     epochs: int = Field(20, ge=1, le=10_000, description="passes over the training pairs")
-    batch_size: int = Field(256, ge=1, le=1_000_000, description="windows in a global batch, over all ranks")
+    batch_size: int = Field(256, ge=1, le=1_000_000, description="samples in a global batch, over all ranks")
     learning_rate: float = Field(1e-3, gt=0, lt=10, description="largest learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, lt=10, description="weight decay of AdamW")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate; cosine follows")
@@ -203,7 +205,9 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
     order = {"seed": seed, "split": "train", "horizon_min": config.horizon_min}
     n_samples = n_units(index, epoch=0, choice=stream, **order)
     if not n_samples:
-        raise ModelError(f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort]")
+        raise ModelError(
+            f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort] and [stream]"
+        )
     folder = Path(folder) / stage_hash
     checkpoint = Checkpoint(folder)
     state = checkpoint.load()
@@ -230,6 +234,7 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
             rate = schedule.get_last_lr()[0]
             row = _train_epoch(engine, batches, epoch, progress, comm)
             n_substituted += row["substituted"]
+            check_substituted(row["substituted"], row["windows"] // batches.n_each, index.folder)
             val_loss, val_auroc = validation.measure(engine.module)
             curve.append(
                 [epoch + 1, row["windows"], row["loss"], val_loss, val_auroc, rate, row["rate"], row["waiting"]]
@@ -308,6 +313,17 @@ def _train_epoch(engine, batches, epoch, progress, comm):
         "windows": n_windows, "loss": loss_sum / max(n_labels, 1), "rate": n_windows / seconds,
         "waiting": waited / seconds, "substituted": comm.allreduce(n_substituted),
     }  # fmt: skip
+
+
+def check_substituted(n_substituted, n_samples, folder):
+    """Stop a run in which too many samples of an epoch stood in for damaged ones; every rank knows the same numbers."""
+    if n_substituted > MOST_SUBSTITUTED * n_samples:
+        cause = ModelError(
+            f"{folder}: {n_substituted} of {n_samples} samples of an epoch lay in damaged chunks, wanted at most "
+            f"{MOST_SUBSTITUTED:.0%}; run 'anyecg verify' to see which, remove those files and run 'anyecg shard' again"
+        )
+        cause.on_every_rank = True
+        raise cause
 
 
 def _write_curve(path, curve):

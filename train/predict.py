@@ -57,7 +57,7 @@ def predict_shards(path, index: Index, model_folder, *, stream, comm, stage_hash
             parts = [np.empty((0, len(index.targets)), np.float32)]
             try:
                 parts += _logits(model, index, mine, stream, device, progress, comm.size)
-            except (AnyECGError, RuntimeError) as cause:  # DALI gives back what our source raised as RuntimeError
+            except (AnyECGError, RuntimeError) as cause:
                 error = ModelError(f"predicting {split}: {cause}")
             share_error(comm, error)
             gathered = comm.gather(np.concatenate(parts))

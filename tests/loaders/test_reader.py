@@ -206,3 +206,18 @@ def test_more_memory_than_the_half_of_it_is_refused(tiny_index, monkeypatch):
         ShardError, match=r"7 runs of 1 chunks take 0.0 GB .* set stream.lanes or stream.pool_runs lower"
     ):
         WindowReader(tiny_index, run_chunks=1)
+
+
+def test_a_read_that_was_cut_short_goes_on(tiny_set, tiny_index, monkeypatch):
+    def short(file, buffers, offset):
+        return real(file, [memoryview(buffers[0])[:100]], offset)
+
+    real = os.preadv
+    monkeypatch.setattr(reader_module.os, "preadv", short)
+    monkeypatch.setattr(
+        reader_module.os, "pread", lambda file, n, offset, real=os.pread: real(file, min(n, 999), offset)
+    )
+    reader = WindowReader(tiny_index, run_chunks=3)
+    np.testing.assert_array_equal(reader.read(np.arange(287))[:, 0], tiny_set[1])
+    assert reader.n_bytes_read == tiny_index.tables["chunks"][:, 4].sum()
+    reader.close()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anyecg.loaders.errors import ShardError
-from anyecg.loaders.source import PairSource
+from anyecg.loaders.source import READ_AHEAD, PairSource
 from anyecg.loaders.stream import epoch_order, open_index, rows_of_rank
 from anyecg.loaders.stream_config import StreamConfig
 
@@ -58,7 +58,6 @@ def test_a_source_asked_for_a_late_step_first_gives_what_another_gives(tiny_inde
 def test_a_bad_chunk_is_replaced_by_the_same_pairs_on_any_number_of_ranks(tiny_set, tiny_copy, caplog, n_ranks, n_each):
     index, tables = open_index(tiny_copy), open_index(tiny_copy).tables
     first, last = flip(index, 1, np.random.default_rng(5))
-    # The tiny set has seven chunks; one of them may be damaged.
     config = StreamConfig(on_damage="quarantine", windows_per_sample=n_each)
     ((pairs,),) = [pairs_of_epochs(index, config, 1)]
     n_steps = -(-len(pairs) // 16)
@@ -74,15 +73,20 @@ def test_a_bad_chunk_is_replaced_by_the_same_pairs_on_any_number_of_ranks(tiny_s
     whole = {row.tobytes(): number for number, row in enumerate(tiny_set[1])}
     taken = np.array([[whole[row.tobytes()] for row in sample] for sample in signal])
     assert not ((taken >= first) & (taken <= last)).any()
-    labels = {tables["draw_labels"][draw].tobytes() for draw in tables["pair_draw"]}
-    assert all(row.tobytes() in labels for block in alone for row in block.label_BC)
+    labels = np.concatenate([block.label_BC for block in alone]).reshape(len(pairs), n_each, -1)
+    for sample, of_sample in zip(taken, labels, strict=True):
+        for number, row in zip(sample, of_sample, strict=True):
+            draws = tables["pair_draw"][tables["pair_window"] == number]
+            assert row.tolist() in tables["draw_labels"][draws].tolist()
     for step, block in enumerate(alone):
         parts = [blocks[step] for blocks in shared]
         rows = [len(rows_of_rank(np.arange(block.n_pairs), rank, n_ranks)) * n_each for rank in range(n_ranks)]
         joined = np.concatenate([part.signal_BLT[:n] for part, n in zip(parts, rows, strict=True)])
         np.testing.assert_array_equal(joined, block.signal_BLT)
         assert sum(part.n_measured for part in parts) == block.n_measured
-    assert f"windows {first} to {last} of the index are damaged" in caplog.text
+        assert sum(part.n_substituted for part in parts) == block.n_substituted
+    said = [record for record in caplog.records if record.args and f"windows {first} to {last} of" in record.args[0]]
+    assert 1 <= len(said) <= 1 + n_ranks
 
 
 def test_a_bad_chunk_stops_the_source_by_default(tiny_copy):
@@ -92,9 +96,35 @@ def test_a_bad_chunk_stops_the_source_by_default(tiny_copy):
         blocks_of(index, StreamConfig(), 21)
 
 
-def test_more_than_a_hundredth_of_bad_chunks_stops_the_source(tiny_copy):
+def test_a_set_of_which_nothing_is_whole_stops_the_source(tiny_copy):
     index = open_index(tiny_copy)
-    for row in (0, 1):
+    for row in range(5):
         flip(index, row, np.random.default_rng(row))
-    with pytest.raises(ShardError, match=r"2 of 7 chunks are damaged, wanted at most 1%; run 'anyecg verify'"):
-        blocks_of(index, StreamConfig(on_damage="quarantine"), 21)
+    with pytest.raises(ShardError, match="no whole window found in 100 trials"):
+        blocks_of(index, StreamConfig(on_damage="quarantine"), 1)
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_damage_is_named_wherever_it_lies(tiny_copy, caplog, row):
+    index = open_index(tiny_copy)
+    first, last = flip(index, row, np.random.default_rng(row))
+    with caplog.at_level(logging.WARNING):
+        blocks = blocks_of(index, StreamConfig(on_damage="quarantine", run_chunks=1, lanes=1, pool_runs=1), 21)
+    assert sum(block.n_substituted for block in blocks) > 0
+    assert caplog.text.count(f"windows {first} to {last} of the index are damaged") == 1
+
+
+def test_an_epoch_without_a_pair_is_refused(tiny_index):
+    with pytest.raises(ShardError, match="an epoch without a pair"):
+        blocks_of(tiny_index, StreamConfig(patients=1e-9), 1)
+
+
+@pytest.mark.parametrize(("lanes", "batch_size"), [(1, 16), (2, 16), (4, 8), (256, 16)])
+def test_an_epoch_reads_each_chunk_once(tiny_index, lanes, batch_size):
+    config = StreamConfig(lanes=lanes, run_chunks=1, pool_runs=1)
+    source = PairSource(tiny_index, config, {**ORDER, "batch_size": batch_size})
+    for step in range(source.n_batches(0) - READ_AHEAD):
+        source(step)
+    chunks = tiny_index.tables["chunks"]
+    assert source.reader.n_bytes_read == chunks[:5, 4].sum()
+    source.close()

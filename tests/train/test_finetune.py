@@ -10,7 +10,7 @@ import torch
 
 from anyecg.loaders.errors import ModelError, UpgradeNeeded
 from anyecg.slurm.launch import find_mpirun
-from anyecg.train.finetune import CURVE, Checkpoint, learning_rate_factor
+from anyecg.train.finetune import CURVE, Checkpoint, check_substituted, learning_rate_factor
 from anyecg.train.loss import masked_bce
 from anyecg.train.model import build_model, open_model
 from anyecg.train.resnet import ResNet
@@ -232,3 +232,12 @@ def test_the_published_model_says_what_it_takes(small_run, small_index):
     assert card["targets"] == list(small_index.targets)
     assert (card["fs"], card["samples"], card["preset"]) == (500, 5000, "ecgfounder")
     assert card["epoch"] == 1 + int(np.argmin([row["val_loss"] for row in curve(small_run)]))
+
+
+def test_too_many_substitutes_stop_the_run_on_every_rank():
+    check_substituted(5, 100, "shards")
+    with pytest.raises(
+        ModelError, match="6 of 100 samples of an epoch lay in damaged chunks, wanted at most 5%"
+    ) as found:
+        check_substituted(6, 100, "shards")
+    assert found.value.on_every_rank
