@@ -13,6 +13,9 @@ from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.prefetch import Prefetcher
 from anyecg.loaders.source import Batch
 
+# A worker that gives nothing for so long is taken for dead.
+SECONDS_WITHOUT_A_BATCH = 600
+
 
 class _Numbers:
     """Batch numbers without end."""
@@ -53,19 +56,22 @@ class TorchBatches:
     device_id : int, optional
         GPU; None is the CPU.
     counters : anyecg.loaders.counters.Counters, optional
-    start_method : "fork", "spawn" or "forkserver", optional
-        How workers start; the system's default otherwise.
+    start_method : "forkserver", "spawn" or "fork"
+        How workers start. A fork takes with it whatever lock another thread of this process holds just then.
     """
 
     def __init__(
-        self, source, *, workers, prefetch, first_step=0, device_id=None, counters=None, start_method=None
+        self, source, *, workers, prefetch, first_step=0, device_id=None, counters=None, start_method="forkserver"
     ):  # fmt: skip
         self._config, self._fs, self._device_id = source.config, source.fs, device_id
         self._counters = counters or Counters()
         on_gpu = device_id is not None
         self._prefetcher = None
         if workers:
-            options = {"prefetch_factor": prefetch, "multiprocessing_context": start_method, "pin_memory": on_gpu}
+            options = {
+                "prefetch_factor": prefetch, "multiprocessing_context": start_method, "pin_memory": on_gpu,
+                "timeout": SECONDS_WITHOUT_A_BATCH,
+            }  # fmt: skip
             blocks = _Blocks(source)
         else:
             self._prefetcher = Prefetcher(source, [source.buffer(pinned=on_gpu) for _ in range(prefetch + 1)])
