@@ -56,12 +56,12 @@ class TorchBatches:
     device_id : int, optional
         GPU; None is the CPU.
     counters : anyecg.loaders.counters.Counters, optional
-    start_method : "forkserver", "spawn" or "fork"
+    start_method : "spawn", "forkserver" or "fork"
         How workers start. A fork takes with it whatever lock another thread of this process holds just then.
     """
 
     def __init__(
-        self, source, *, workers, prefetch, first_step=0, device_id=None, counters=None, start_method="forkserver"
+        self, source, *, workers, prefetch, first_step=0, device_id=None, counters=None, start_method="spawn"
     ):  # fmt: skip
         self._config, self._fs, self._device_id = source.config, source.fs, device_id
         self._counters = counters or Counters()

@@ -27,7 +27,8 @@ def read(loader):
     if loader == "dali":
         batches = DaliBatches(source, prefetch=2)
     else:
-        batches = TorchBatches(source, workers=2 if "workers" in loader else 0, prefetch=2)
+        # Forked like the reader itself: others would import everything again.
+        batches = TorchBatches(source, workers=2 if "workers" in loader else 0, prefetch=2, start_method="fork")
     for number in range(1_000_000_000):
         batches.next()
         if number == 2:
