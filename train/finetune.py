@@ -20,6 +20,7 @@ from anyecg.loaders.settings import Section
 from anyecg.loaders.stream import n_units, rows_of_rank
 from anyecg.train.batches import PairBatches, WindowBatches
 from anyecg.train.distributed import join, leave
+from anyecg.train.heads import Head
 from anyecg.train.loss import masked_bce
 from anyecg.train.model import build_model, load_weights, publish, save_weights
 from anyecg.train.weights import load_ecgfounder
@@ -35,6 +36,12 @@ class FinetuneConfig(Section):
 
     model: Literal["resnet", "net1d"] = Field(
         "resnet", description="network: resnet (1.3 M parameters) or net1d (30.7 M, ECGFounder's)"
+    )
+    head: Head = Field(
+        "multilabel", description="outputs: multilabel, exclusive (one label of all) or regression (values)"
+    )
+    join: Literal["logits", "features"] = Field(
+        "logits", description="windows of a sample: their mean logit, or a head that reads their features together"
     )
     weights: str = Field("", description="net1d: published ECGFounder file (.pth) to start from; empty: from scratch")
     horizon_min: Literal[60, 30, 15] = Field(60, description="half-width of the time around a draw, in minutes")
@@ -338,6 +345,9 @@ def _card(index, config, seed, best, network, stage_hash):
     same = ("fs", "samples", "preset", "preset_hash", "target_hash")
     return {
         "model": config.model,
+        "head": config.head,
+        "join": config.join,
+        "windows_per_sample": 1,
         "targets": list(index.targets),
         "leads": list(index.leads),
         **{key: index.head[key] for key in same},

@@ -14,10 +14,16 @@ from anyecg.train.resnet import ResNet
 MODELS = {"resnet": ResNet, "net1d": Net1D}
 
 
-def build_model(name, *, n_leads, n_targets, seed):
-    """Return a freshly initialised network, its weights a function of the seed."""
+def build_model(name, *, n_leads, n_targets, seed, join="logits"):
+    """Return a freshly initialised network, its weights a function of the seed.
+
+    ``join`` "features" adds the head that reads several windows together.
+    """
     torch.manual_seed(seed)
-    return MODELS[name](in_channels=n_leads, n_targets=n_targets)
+    network = MODELS[name](in_channels=n_leads, n_targets=n_targets)
+    if join == "features":
+        network.join_features()
+    return network
 
 
 def save_weights(path, model):
@@ -84,7 +90,8 @@ def open_model(folder):
     Returns
     -------
     (torch.nn.Module, dict)
-        The network and its card: targets, rate, samples, leads, preset.
+        The network and its card: targets, head (``anyecg.train.heads``), rate, samples, leads, preset,
+        windows_per_sample, join.
 
     Raises
     ------
@@ -94,7 +101,9 @@ def open_model(folder):
     folder = Path(folder)
     card = check_weights(folder)
     weights = folder / "model.safetensors"
-    model = build_model(card["model"], n_leads=len(card["leads"]), n_targets=len(card["targets"]), seed=0)
+    model = build_model(
+        card["model"], n_leads=len(card["leads"]), n_targets=len(card["targets"]), seed=0, join=card["join"]
+    )  # fmt: skip
     load_weights(weights, model)
     return model.eval(), card
 

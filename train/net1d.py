@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anyecg.train.network import Network
+
 WIDTHS = (64, 160, 160, 400, 400, 1024, 1024)
 N_BLOCKS = (2, 2, 2, 3, 3, 4, 4)
 KERNEL = 16
@@ -72,7 +74,7 @@ class _Stage(nn.Module):
         return self.block_list(x_BCT)
 
 
-class Net1D(nn.Module):
+class Net1D(Network):
     """The published network of 30.7 M parameters: stem of stride 2, seven stages, 20 blocks, mean over time.
 
     Parameters
@@ -106,5 +108,5 @@ class Net1D(nn.Module):
         )
         self.dense = nn.Linear(WIDTHS[-1], n_targets)
 
-    def forward(self, x_BLT):
-        return self.dense(self.stage_list(F.silu(self.first_conv(x_BLT))).mean(-1))
+    def features(self, x_BLT):
+        return self.stage_list(F.silu(self.first_conv(x_BLT))).mean(-1)

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from anyecg.train.network import Network
+
 
 class _SqueezeExcite(nn.Module):
     """Weigh each channel by a gate computed from its mean over time (Hu et al. 2018)."""
@@ -40,7 +42,7 @@ class _Block(nn.Module):
         return self.shortcut(x_BCT) + self.residual(x_BCT)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Residual network of 1.26 M parameters: stem of stride 8, three stages of two blocks, mean and max over time.
 
     Parameters
@@ -53,6 +55,7 @@ class ResNet(nn.Module):
 
     def __init__(self, in_channels=1, n_targets=108, widths=(48, 96, 160), kernel=9):
         super().__init__()
+        self.in_channels = in_channels
         self.stem = nn.Sequential(
             nn.Conv1d(in_channels, 32, 15, 4, padding=7, bias=False),
             nn.GroupNorm(8, 32),
@@ -67,6 +70,6 @@ class ResNet(nn.Module):
         self.last = nn.Sequential(nn.GroupNorm(8, n_in), nn.SiLU())
         self.dense = nn.Linear(2 * n_in, n_targets)
 
-    def forward(self, x_BLT):
+    def features(self, x_BLT):
         x_BCT = self.last(self.blocks(self.stem(x_BLT)))
-        return self.dense(torch.cat([x_BCT.mean(-1), x_BCT.amax(-1)], dim=1))
+        return torch.cat([x_BCT.mean(-1), x_BCT.amax(-1)], dim=1)

@@ -1,0 +1,61 @@
+"""What every network has in common: features of each window, a head, and by choice a head that joins several windows."""
+
+import torch
+from torch import nn
+
+
+class Network(nn.Module):
+    """Features of a window, then ``dense``, the head of single windows.
+
+    A subclass sets ``in_channels`` and ``dense`` (a Linear from its features to the outputs), and defines ``features``.
+
+    Attributes
+    ----------
+    in_channels : int
+        Leads of the input.
+    dense : torch.nn.Linear
+    several : torch.nn.Linear or None
+        Reads mean and maximum of the features of the windows of one sample; None where their mean logit is taken.
+    """
+
+    in_channels: int
+    dense: nn.Linear
+
+    def __init__(self):
+        super().__init__()
+        self.several = None
+
+    def features(self, x_BLT):
+        """Return the features (B, n) of windows, float32 (B, leads, samples), standardised."""
+        raise NotImplementedError
+
+    def join_features(self):
+        """Add the head that reads several windows together."""
+        self.several = nn.Linear(2 * self.dense.in_features, self.dense.out_features)
+
+    def joined(self, feature_BWF):
+        """Return the outputs (B, targets) of samples of several windows each from the windows' features."""
+        if self.several is None:
+            return self.dense(feature_BWF).mean(1)
+        return self.several(torch.cat([feature_BWF.mean(1), feature_BWF.amax(1)], dim=1))
+
+    def forward(self, x_BLT, n_each=None):
+        """Return the outputs (B, targets) of windows; with ``n_each`` those of samples too.
+
+        Parameters
+        ----------
+        x_BLT : float32 tensor
+            Windows; the ``n_each`` of one sample follow one another.
+        n_each : int, optional
+            Windows of a sample.
+
+        Returns
+        -------
+        tensor (B, targets); with ``n_each`` (tensor (B / n_each, targets), tensor (B, targets))
+            Outputs of the samples, then those of their windows.
+        """
+        feature_BF = self.features(x_BLT)
+        output_BC = self.dense(feature_BF)
+        if n_each is None:
+            return output_BC
+        return self.joined(feature_BF.unflatten(0, (-1, n_each))), output_BC
