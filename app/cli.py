@@ -243,7 +243,7 @@ def main(argv=None):
         return _dispatch(arguments)
     except AnyECGError as cause:
         print(f"anyecg {arguments.command}: {cause}", file=sys.stderr)
-        return 2
+        return cause.code
     except OSError as cause:
         print(f"anyecg {arguments.command}: {mend(cause)}", file=sys.stderr)
         return 2

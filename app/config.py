@@ -3,6 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from pydantic import Field, ValidationError
@@ -16,7 +17,7 @@ from anyecg.loaders.settings import Section
 from anyecg.loaders.shards import ShardConfig
 from anyecg.loaders.stream_config import StreamConfig
 from anyecg.train.evaluate import EvaluateConfig
-from anyecg.train.finetune import FinetuneConfig
+from anyecg.train.finetune_config import FinetuneConfig
 from anyecg.train.predict import PredictConfig
 
 MAX_BYTES = 1_000_000
@@ -33,6 +34,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     predict: PredictConfig = PredictConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    deepspeed: dict[str, Any] = Field({}, description="DeepSpeed's own options, for what the keys above do not decide")
 
 
 PATHS = (

@@ -189,7 +189,7 @@ def _curve(path):
     left.set(xlabel="epoch", ylim=(0, None))
     left.set_title("Masked BCE", loc="left", fontsize=11)
     left.legend(frameon=False)
-    right.plot(epochs, [row["val_auroc"] for row in rows], "o-", ms=3, color=COLOURS[1])
+    right.plot(epochs, [row["val_score"] for row in rows], "o-", ms=3, color=COLOURS[1])
     right.set(xlabel="epoch")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

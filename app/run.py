@@ -67,10 +67,10 @@ def as_rank(name, comm, work):
         cause = found if isinstance(found, AnyECGError) else AnyECGError(mend(found))
         if not cause.on_every_rank:
             print(f"anyecg {name}: {cause} (rank {comm.rank})", file=sys.stderr, flush=True)
-            _end_job(comm, 2)
+            _end_job(comm, cause.code)
         if comm.rank == 0:
             print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
-        return 2
+        return cause.code
     except BaseException as cause:
         if isinstance(cause, KeyboardInterrupt) and comm.size == 1:
             raise

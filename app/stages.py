@@ -153,7 +153,8 @@ def _wanted_finetune(config):
     weights = config.finetune.weights
     return digest(
         [
-            _index(config).hash, config.finetune.identity("ranks", "weights"), weights and file_hash(weights),
+            _index(config).hash, config.finetune.identity("ranks", "weights", "hang_seconds", "log_every"),
+            weights and file_hash(weights), config.deepspeed,
             config.stream.identity("prefetch", "read_threads", "workers", "loader", "on_damage"), config.seed,
         ]
     )  # fmt: skip
@@ -164,7 +165,7 @@ def _run_finetune(config, comm, stage_hash):
 
     finetune(
         _folder(config, "checkpoint"), _folder(config, "model"), _index(config), config.finetune, config.stream,
-        seed=config.seed, comm=comm, stage_hash=stage_hash,
+        raw=config.deepspeed, seed=config.seed, comm=comm, stage_hash=stage_hash, log_folder=_folder(config, "log"),
     )  # fmt: skip
     if comm.rank == 0:
         for name in ("model", f"checkpoint/{stage_hash}"):

@@ -63,7 +63,9 @@ def _changed(dali, signal, scale, changes, config, *, shape, fs, device):
     return x
 
 
-def make_pipeline(source, *, batch_size, shape, fs, config, prefetch=QUEUE, device_id=None, checkpoint=None):
+def make_pipeline(
+    source, *, batch_size, shape, fs, config, label_dtype=np.int8, prefetch=QUEUE, device_id=None, checkpoint=None
+):  # fmt: skip
     """Build the pipeline: scale to mV, augment, standardise each lead of each window.
 
     Parameters
@@ -79,6 +81,7 @@ def make_pipeline(source, *, batch_size, shape, fs, config, prefetch=QUEUE, devi
     config : anyecg.loaders.augment.AugmentConfig
         Only what it switches on becomes part of the graph. Without anything in mV the scale, which cancels in the
         z-score, is left out too, and one operator reads int16 and writes standardised float32.
+    label_dtype : np.int8 or np.float32
     prefetch : int
         Batches inside DALI.
     device_id : int, optional
@@ -88,13 +91,14 @@ def make_pipeline(source, *, batch_size, shape, fs, config, prefetch=QUEUE, devi
 
     Returns
     -------
-    nvidia.dali.Pipeline with outputs signal float32 (B, leads, samples) and labels int8 (B, targets)
+    nvidia.dali.Pipeline with outputs signal float32 (B, leads, samples) and labels (B, targets)
     """
     dali = _dali()
     fn, types = dali.fn, dali.types
     device = "cpu" if device_id is None else "gpu"
     # name of the part of a Block: its type and dimensions in one row
-    parts = {"signal_BLT": (types.INT16, 2), "label_BC": (types.INT8, 1)}
+    labels = types.INT8 if label_dtype == np.int8 else types.FLOAT
+    parts = {"signal_BLT": (types.INT16, 2), "label_BC": (labels, 1)}
     if in_mv(config):
         parts["scale_B11"] = (types.FLOAT, 2)
     if columns(config):
@@ -157,7 +161,7 @@ class DaliBatches:
         self._error = None
         self._pipeline = make_pipeline(
             self._feed, batch_size=source.batch_size, shape=(source.n_leads, source.n_samples), fs=source.fs,
-            config=source.config, device_id=device_id, checkpoint=checkpoint,
+            config=source.config, label_dtype=source.label_dtype, device_id=device_id, checkpoint=checkpoint,
         )  # fmt: skip
 
     def _feed(self, number):

@@ -8,9 +8,12 @@ class AnyECGError(Exception):
     ----------
     on_every_rank : bool
         Every rank of the job raises it at the same place, so all may end in order.
+    code : int
+        What the command exits with.
     """
 
     on_every_rank = False
+    code = 2
 
 
 class UpgradeNeeded(AnyECGError):
@@ -35,3 +38,11 @@ class ShardError(AnyECGError):
 
 class ModelError(AnyECGError):
     """A checkpoint, model or score file that is missing, damaged, or of another make."""
+
+
+class Stopped(AnyECGError):
+    """A stage that a signal has asked to stop, and that has saved where it stands: run it again, by a requeue."""
+
+    on_every_rank = True
+    # EX_TEMPFAIL of sysexits.h.
+    code = 75

@@ -16,7 +16,8 @@ FORMATS = {
     "anyecg-cohort": 1,
     "anyecg-shard": 2,
     "anyecg-index": 2,
-    "anyecg-checkpoint": 1,
+    "anyecg-checkpoint": 2,
+    "anyecg-manifest": 1,
     "anyecg-model": 2,
     "anyecg-scores": 2,
     "anyecg-results": 1,
@@ -25,7 +26,7 @@ FORMATS = {
 }
 # Documents that end with the SHA-256 of their text; a card and results may be edited by hand. What was written before
 # there were seals is read too, but there is no such index.
-_SEALED = ("anyecg-cohort", "anyecg-index", "anyecg-checkpoint", "anyecg-simulation")
+_SEALED = ("anyecg-cohort", "anyecg-index", "anyecg-checkpoint", "anyecg-manifest", "anyecg-simulation")
 _ALWAYS_SEALED = ("anyecg-index",)
 _SEAL, _SEAL_END = ',\n "digest": "', '"\n}\n'
 
@@ -86,6 +87,14 @@ def remove(*paths):
         _unlink(path)
     if paths:
         _sync(Path(paths[0]).parent, os.O_RDONLY)
+
+
+def sync_folder(path):
+    """Send the files of a folder, and their names, to the disk."""
+    for entry in Path(path).iterdir():
+        if entry.is_file():
+            _sync(entry, os.O_RDWR)
+    _sync(path, os.O_RDONLY)
 
 
 @contextmanager
@@ -174,6 +183,12 @@ def write_text(path, text):
     """Write a text file that is whole or absent."""
     with replacing(path) as temporary, NewFile(temporary) as file:
         file.write(text.encode())
+
+
+def append_line(path, line):
+    """Append a line to a file in one write, so that a kill leaves whole lines."""
+    with Path(path).open("ab", buffering=0) as file:
+        file.write(f"{line}\n".encode())
 
 
 def write_quarantine(path, rows):

@@ -58,6 +58,21 @@ class Index:
         return tuple(json.loads(self.head["leads"]))
 
     @property
+    def components(self):
+        """Names of the components whose values the shards hold."""
+        return tuple(json.loads(self.head["components"]))
+
+    def names_of(self, windows):
+        """Return windows, given as global rows, as ``SHARD:ROW``."""
+        stop_S = np.cumsum([shard["lengths"]["windows"] for shard in self.head["shards"]])
+        shard_W = np.searchsorted(stop_S, windows, side="right")
+        first_S = stop_S - [shard["lengths"]["windows"] for shard in self.head["shards"]]
+        return [
+            f"{self.head['shards'][shard]['name']}:{row}"
+            for shard, row in zip(shard_W.tolist(), (windows - first_S[shard_W]).tolist(), strict=True)
+        ]
+
+    @property
     def hash(self):
         """Hash of everything the shards hold."""
         return self.head["hash"]

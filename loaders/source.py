@@ -33,13 +33,11 @@ class Block(NamedTuple):
     signal_BLT : int16 array (B, leads, samples)
     scale_B11 : float32 array (B, 1, 1)
         mV a step.
-    label_BC : int8 array (B, targets)
+    label_BC : int8 array (B, targets); float32 for values
     changes_Bn : float32 array (B, n)
         Of ``draw_changes``.
     n_pairs : int
         Pairs, or samples of several windows, of the whole batch, over all ranks.
-    n_measured : int
-        Measured labels of this rank's samples.
     n_substituted : int
         Samples of this rank that stand in for damaged ones.
     """
@@ -49,13 +47,12 @@ class Block(NamedTuple):
     label_BC: Any
     changes_Bn: Any
     n_pairs: int
-    n_measured: int
     n_substituted: int
 
     @property
     def counts(self):
         """What a Batch counts too."""
-        return self.n_pairs, self.n_measured, self.n_substituted
+        return self.n_pairs, self.n_substituted
 
     def each(self, convert):
         """Return the Block with every array converted."""
@@ -69,7 +66,6 @@ class Batch(NamedTuple):
     x_BLT: Any
     label_BC: Any
     n_pairs: int
-    n_measured: int
     n_substituted: int
 
 
@@ -133,6 +129,8 @@ class PairSource(_Source):
     stride : int
         How far apart the steps are that this process is asked for: what is read ahead.
     counters : anyecg.loaders.counters.Counters, optional
+    label_DC : array (draws, targets), optional
+        What the draws are labelled with, by default the shards' int8 labels; float32 values, NaN not measured, too.
 
     Raises
     ------
@@ -146,7 +144,9 @@ class PairSource(_Source):
     of (seed, epoch, p, k) names: on any number of ranks the same.
     """
 
-    def __init__(self, index, config, order, *, rank=0, n_ranks=1, stride=1, counters=None):
+    def __init__(self, index, config, order, *, rank=0, n_ranks=1, stride=1, counters=None, label_DC=None):
+        self._label_DC = label_DC
+        self.label_dtype = np.dtype(np.int8 if label_DC is None else label_DC.dtype)
         self.windows_per_sample = config.windows_per_sample
         n_rows = -(-order["batch_size"] // n_ranks)
         super().__init__(
@@ -166,11 +166,17 @@ class PairSource(_Source):
         """Return how many batches an epoch has."""
         return self.first_step(epoch + 1) - self.first_step(epoch)
 
+    def names_of(self, step, samples):
+        """Return the windows of some of this rank's samples of a step as ``shard:row``, as the order has them."""
+        windows = self.index.tables["pair_window"][self._places_of(step)[3]]
+        return self.index.names_of(windows.reshape(-1, self.windows_per_sample)[samples].reshape(-1))
+
     def first_step(self, epoch):
         """Return the number of the first batch of an epoch, counted through all epochs."""
         return self._ends_until(lambda ends: len(ends) > epoch)[epoch]
 
-    def _epoch_of(self, step):
+    def epoch_of(self, step):
+        """Return the epoch of a step."""
         return bisect.bisect_right(self._ends_until(lambda ends: ends[-1] > step), step) - 1
 
     def _ends_until(self, enough):
@@ -196,7 +202,7 @@ class PairSource(_Source):
         """
         if step in self._known:
             return self._known[step]
-        epoch, start = self._epoch_of(step), time.perf_counter_ns()
+        epoch, start = self.epoch_of(step), time.perf_counter_ns()
         first = (step - self.first_step(epoch)) * self.order["batch_size"]
         order = self._order_of(epoch)
         places = np.arange(first, min(first + self.order["batch_size"], order.n_units))
@@ -218,16 +224,17 @@ class PairSource(_Source):
         signal_BLT = signal_BLT[: len(pairs)]
         n_substituted = self._read(epoch, mine, pairs, signal_BLT, then)
         n_substituted *= not idle
-        tables, n_each = self.index.tables, self.windows_per_sample
-        label_BC = np.array(tables["draw_labels"][tables["pair_draw"][pairs]])
+        tables = self.index.tables
+        label_DC = tables["draw_labels"] if self._label_DC is None else self._label_DC
+        label_BC = np.array(label_DC[tables["pair_draw"][pairs]])
         if idle:
-            label_BC[:] = -1
+            label_BC[:] = -1 if label_BC.dtype == np.int8 else np.nan
         changes_Bn = draw_changes(
             pairs, seed=self.order["seed"], epoch=epoch, config=self.config, fs=self.fs, n_samples=self.n_samples
         )  # fmt: skip
         return Block(
             signal_BLT, tables["window_scale"][tables["pair_window"][pairs]][:, None, None], label_BC, changes_Bn,
-            n_pairs=n_places, n_measured=int((label_BC[::n_each] >= 0).sum()), n_substituted=n_substituted,
+            n_pairs=n_places, n_substituted=n_substituted,
         )  # fmt: skip
 
     def _read(self, epoch, places, pairs, signal_BLT, then):
@@ -274,6 +281,7 @@ class WindowSource(_Source):
 
     config = AugmentConfig()
     windows_per_sample = 1
+    label_dtype = np.dtype(np.int8)
 
     def __init__(self, index, windows, *, batch_size, counters=None):
         super().__init__(index, batch_size, counters, run_chunks=1, n_slots=-(-batch_size // 64) + 8)
@@ -287,5 +295,5 @@ class WindowSource(_Source):
         signal_BLT = self.reader.read(rows, None if buffer is None else buffer[: len(rows)])
         return Block(
             signal_BLT, self.index.tables["window_scale"][rows][:, None, None], np.full((len(rows), 1), -1, np.int8),
-            np.empty((len(rows), 0), np.float32), n_pairs=len(rows), n_measured=0, n_substituted=0,
+            np.empty((len(rows), 0), np.float32), n_pairs=len(rows), n_substituted=0,
         )  # fmt: skip

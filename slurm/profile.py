@@ -80,10 +80,9 @@ class Consumer:
 
     def train(self):
         """Do one training step on the newest batch; return its windows on this rank."""
-        from anyecg.train.finetune import train_step
-
         start, n_windows = time.perf_counter_ns(), len(self.batch.x_BLT)
-        train_step(self.engine, self.batch, self.comm, n_each=self.batches.n_each)
+        rate = self.engine.config.learning_rate
+        self.engine.train_step(self.batch, 0, learning_rate=rate, n_each=self.batches.n_each)
         self.counters.add("step", start, n_windows=n_windows)
         return n_windows
 
@@ -91,12 +90,19 @@ class Consumer:
 def _start_model(index, config, comm, folder):
     """Return (engine, device) of the configured network, as finetune starts them."""
     from anyecg.train.distributed import join
-    from anyecg.train.finetune import initial_network, start_engine
+    from anyecg.train.engine import Engine
+    from anyecg.train.finetune import initial_network
+    from anyecg.train.objective import Objective
 
-    network = initial_network(config.finetune, index, comm, seed=config.seed, fresh=True)
+    objective = Objective(config.finetune, index)
+    network = initial_network(
+        config.finetune, index, comm, n_targets=len(objective.targets), seed=config.seed, fresh=True
+    )  # fmt: skip
     device = join(comm, folder)
-    n_steps = -(-_n_samples(index, config) // config.finetune.batch_size) * config.finetune.epochs
-    return start_engine(network, config.finetune, n_steps, comm, device)[0], device
+    engine = Engine(
+        network, objective, config.finetune, config.deepspeed, seed=config.seed, comm=comm, device=device
+    )  # fmt: skip
+    return engine, device
 
 
 def profile(index, config, comm, *, seconds, with_model, folder):

@@ -24,30 +24,34 @@ class PairBatches:
     order : dict
         seed, batch_size (global), split and horizon_min of ``anyecg.loaders.stream.batch``.
     comm : MPI communicator
-    first_epoch : int
-        Where to start, so that resuming is arithmetic.
+    first_step : int
+        Where to start, counted through all epochs, so that resuming is arithmetic.
     device_id : int, optional
         GPU; None is the CPU.
     counters : anyecg.loaders.counters.Counters, optional
+    label_DC : array (draws, targets), optional
+        As in ``anyecg.loaders.source.PairSource``.
 
     Attributes
     ----------
-    n_batches : function of the epoch
+    n_batches, first_step : functions of the epoch
+    epoch_of : function of the step
+    names_of : function of the step and of samples of it
     n_each : int
         Windows of a sample, which follow one another in a batch.
     """
 
-    def __init__(self, index, stream, order, comm, *, first_epoch=0, device_id=None, counters=None):
+    def __init__(self, index, stream, order, comm, *, first_step=0, device_id=None, counters=None, label_DC=None):
         self.counters = counters or Counters()
         stride = max(1, stream.workers) if stream.loader == "torch" else 1
         self._source = PairSource(
-            index, stream, order, rank=comm.rank, n_ranks=comm.size, stride=stride, counters=self.counters
+            index, stream, order, rank=comm.rank, n_ranks=comm.size, stride=stride, counters=self.counters,
+            label_DC=label_DC,
         )  # fmt: skip
-        self.n_batches, self.n_each = self._source.n_batches, stream.windows_per_sample
-        self._loader = _load(
-            self._source, stream, first_step=self._source.first_step(first_epoch), device_id=device_id,
-            counters=self.counters,
-        )  # fmt: skip
+        source = self._source
+        self.n_batches, self.first_step, self.epoch_of = source.n_batches, source.first_step, source.epoch_of
+        self.names_of, self.n_each = source.names_of, stream.windows_per_sample
+        self._loader = _load(source, stream, first_step=first_step, device_id=device_id, counters=self.counters)
 
     def next(self):
         """Return this rank's part of the next batch, an ``anyecg.loaders.source.Batch``."""

@@ -1,195 +1,307 @@
-"""Train a network on the shards with DeepSpeed; every epoch ends in a checkpoint that is complete or invisible."""
+"""Train a network on the shards with DeepSpeed, so that it can be killed at any moment and goes on where it was."""
 
 import csv
 import logging
 import math
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
+import psutil
 import torch
-from pydantic import Field, model_validator
 
-from anyecg.kernels.auroc import auroc
-from anyecg.loaders.errors import ModelError
-from anyecg.loaders.files import file_hash, read_document, replacing, write_document
+from anyecg.loaders.errors import AnyECGError, ModelError, Stopped
+from anyecg.loaders.files import make_folder, replacing
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
-from anyecg.loaders.settings import Section
-from anyecg.loaders.stream import n_units, rows_of_rank
-from anyecg.train.batches import PairBatches, WindowBatches
+from anyecg.loaders.stream import n_units
+from anyecg.train.average import Average
+from anyecg.train.batches import PairBatches
+from anyecg.train.checkpoint import Checkpoint
 from anyecg.train.distributed import join, leave
-from anyecg.train.heads import Head
-from anyecg.train.loss import masked_bce
+from anyecg.train.engine import Engine
+from anyecg.train.journal import Journal
 from anyecg.train.model import build_model, load_weights, publish, save_weights
+from anyecg.train.objective import Objective
+from anyecg.train.schedule import Plateau, learning_rate_factor
+from anyecg.train.validation import Validation
+from anyecg.train.watch import Asked, Watch
 from anyecg.train.weights import load_ecgfounder
 
 log = logging.getLogger(__name__)
 # Share of an epoch's samples that may stand in for damaged ones.
 MOST_SUBSTITUTED = 0.05
-CURVE = ("epoch", "windows", "train_loss", "val_loss", "val_auroc", "learning_rate", "windows_per_s", "waiting_share")
+CURVE = (
+    "epoch", "step", "windows", "train_loss", "val_loss", "val_score", "learning_rate", "windows_per_s",
+    "waiting_share",
+)  # fmt: skip
+# The first steps of a process may compile.
+SLOW_STEPS, SLOW_FACTOR = 2, 20.0
 
 
-class FinetuneConfig(Section):
-    """How a network is trained."""
-
-    model: Literal["resnet", "net1d"] = Field(
-        "resnet", description="network: resnet (1.3 M parameters) or net1d (30.7 M, ECGFounder's)"
-    )
-    head: Head = Field(
-        "multilabel", description="outputs: multilabel, exclusive (one label of all) or regression (values)"
-    )
-    join: Literal["logits", "features"] = Field(
-        "logits", description="windows of a sample: their mean logit, or a head that reads their features together"
-    )
-    weights: str = Field("", description="net1d: published ECGFounder file (.pth) to start from; empty: from scratch")
-    horizon_min: Literal[60, 30, 15] = Field(60, description="half-width of the time around a draw, in minutes")
-    epochs: int = Field(20, ge=1, le=10_000, description="passes over the training pairs")
-    batch_size: int = Field(256, ge=1, le=1_000_000, description="samples in a global batch, over all ranks")
-    learning_rate: float = Field(1e-3, gt=0, lt=10, description="largest learning rate of AdamW")
-    weight_decay: float = Field(0.05, ge=0, lt=10, description="weight decay of AdamW")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate; cosine follows")
-    best_by: Literal["loss", "auroc"] = Field(
-        "loss", description="which epoch is published: lowest validation loss, or highest mean validation AUROC"
-    )
-    gradient_clip: float = Field(1.0, gt=0, description="largest norm of a gradient")
-    ranks: int = Field(2, ge=1, description="MPI ranks that train and predict, one a GPU or a share of the cores")
-
-    @model_validator(mode="after")
-    def _weights_fit_the_model(self):
-        if self.weights and self.model != "net1d":
-            raise ValueError("weights are those of model = 'net1d'; set it, or leave weights empty")
-        return self
-
-
-def _deepspeed_config(config, world_size, on_gpu):
-    """Derive DeepSpeed's JSON; rows may be uneven over ranks, so its micro-batch is nominal."""
-    micro = -(-config.batch_size // world_size)
-    return {
-        "train_batch_size": micro * world_size,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.gradient_clip,
-        "zero_optimization": {"stage": 0},
-        "steps_per_print": 2**31,
-        "torch_autocast": {"enabled": on_gpu, "dtype": "bfloat16"},
-    }
-
-
-def learning_rate_factor(step, *, n_steps, warmup_fraction):
-    """Return the share of the largest learning rate at a step: linear warm-up, then half a cosine to zero."""
-    n_warmup = max(1, round(warmup_fraction * n_steps))
-    if step < n_warmup:
-        return (step + 1) / n_warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
-
-
-class Checkpoint:
-    """The newest whole state of one training run, named by a pointer that is written last."""
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.pointer = self.folder / "pointer.json"
-
-    def load(self):
-        """Return the state of the last finished epoch, or None for a fresh start.
-
-        Raises
-        ------
-        UpgradeNeeded, ModelError
-            Another version; a state file that is not the one the pointer names.
-        """
-        if not self.pointer.exists():
-            return None
-        document = read_document(self.pointer, "anyecg-checkpoint", missing="", error=ModelError)
-        path = self.folder / document["file"]
-        if not path.is_file() or file_hash(path) != document["sha256"]:
-            raise ModelError(f"{path}: missing or damaged; remove {self.folder} and run 'anyecg finetune' again")
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-    def save(self, state):
-        """Write a state, then the pointer, then remove older states."""
-        path = self.folder / f"epoch-{state['epoch']:04d}.pt"
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-        write_document(self.pointer, "anyecg-checkpoint", {"file": path.name, "sha256": file_hash(path)})
-        for old in self.folder.glob("epoch-*.pt"):
-            if old != path:
-                old.unlink()
-
-
-class Validation:
-    """Masked loss and mean AUROC over the windows of the validation pairs."""
-
-    def __init__(self, index, config, stream, comm, device):
-        pairs = index.pairs_of("val", config.horizon_min)
-        tables = index.tables
-        self.comm, self.device = comm, device
-        self.labels = np.asarray(tables["draw_labels"])[tables["pair_draw"][pairs]]
-        mine = rows_of_rank(tables["pair_window"][pairs], comm.rank, comm.size)
-        batch_size = max(1, min(256, len(mine)))
-        self.batches = None
-        if len(mine):
-            self.batches = WindowBatches(index, mine, stream, batch_size=batch_size, device_id=device.index)
-
-    def measure(self, model):
-        """Return (loss, mean AUROC over targets with both classes), the same on every rank; NaN without labels."""
-        model.eval()
-        with torch.no_grad():
-            logits = [model(x.to(self.device)).float().cpu() for x in self.batches or []]
-        model.train()
-        n_targets = self.labels.shape[1]
-        gathered = self.comm.gather(torch.cat(logits).numpy() if logits else np.empty((0, n_targets), np.float32))
-        return self.comm.bcast(self._summarise(np.concatenate(gathered)) if self.comm.rank == 0 else None)
-
-    def close(self):
-        """End what reads ahead."""
-        if self.batches:
-            self.batches.close()
-
-    def _summarise(self, logit_BC):
-        if not (self.labels >= 0).any():
-            return float("nan"), float("nan")
-        loss = masked_bce(torch.from_numpy(logit_BC), torch.from_numpy(self.labels)).item()
-        values = [auroc(logit_BC[seen, c], self.labels[seen, c]) for c, seen in enumerate((self.labels >= 0).T)]
-        values = [value for value in values if not math.isnan(value)]
-        return loss, float(np.mean(values)) if values else float("nan")
-
-
-def initial_network(config, index, comm, *, seed, fresh):
+def initial_network(config, index, comm, *, n_targets, seed, fresh):
     """Return the network to train, the same on every rank; a fresh start takes the weights of the config's file."""
-    n_leads, n_targets = len(index.leads), len(index.targets)
+    n_leads = len(index.leads)
     if not (fresh and config.weights):
-        return build_model(config.model, n_leads=n_leads, n_targets=n_targets, seed=seed)
+        return build_model(config.model, n_leads=n_leads, n_targets=n_targets, seed=seed, join=config.join)
     error = None
     try:
         network = load_ecgfounder(config.weights, n_targets=n_targets, seed=seed)
         if network.in_channels != n_leads:
             raise ModelError(f"{config.weights}: takes {network.in_channels} leads; {index.folder} holds {n_leads}")
+        if config.join == "features":
+            torch.manual_seed(seed)
+            network.join_features()
     except ModelError as cause:
         error = cause
     share_error(comm, error)
     return network.train()
 
 
-def start_engine(network, config, n_steps, comm, device):
-    """Wrap a network for DeepSpeed; return (engine, optimiser, schedule)."""
-    import deepspeed
+class Training:
+    """One training run: what it holds, one step of it, what follows a step.
 
-    optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate_factor(step, n_steps=n_steps, warmup_fraction=config.warmup_fraction)
-    )
-    engine, optimiser, _, schedule = deepspeed.initialize(
-        model=network.to(device), optimizer=optimiser, lr_scheduler=schedule,
-        config=_deepspeed_config(config, comm.size, device.type == "cuda"),
-    )  # fmt: skip
-    return engine, optimiser, schedule
+    ``state`` is everything that is no tensor and decides what comes next; with the tensors of ``engine`` and
+    ``average`` it is a checkpoint, on any number of ranks.
+    """
+
+    def __init__(self, folder, index, config, stream, raw, *, seed, comm, log_folder, exits):
+        self.folder, self.index, self.config, self.comm = Path(folder), index, config, comm
+        seed = seed + config.seed
+        order = {
+            "seed": seed, "split": "train", "horizon_min": config.horizon_min, "batch_size": config.batch_size
+        }  # fmt: skip
+        self.checkpoint = Checkpoint(folder)
+        found = self.checkpoint.load()
+        self.objective = Objective(config, index)
+        self.network = initial_network(
+            config, index, comm, n_targets=len(self.objective.targets), seed=seed, fresh=found is None
+        )  # fmt: skip
+        if found:
+            tensors, self.state = found
+            model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+            self.network.load_state_dict(model)
+        else:
+            self.state = {
+                "step": 0, "n_optimiser_steps": 0, "curve": [], "best_value": math.inf, "best_row": None, "best": None,
+                "n_worse": 0, "plateau": None, "n_substituted": 0, "n_left_out": 0, "sums": _no_sums(),
+            }  # fmt: skip
+        device = join(comm, folder)
+        self.engine = Engine(self.network, self.objective, config, raw, seed=seed, comm=comm, device=device)
+        self.average = Average(self.network, config.weight_average)
+        self.plateau = Plateau(config.plateau_patience, config.plateau_factor)
+        if found:
+            self.engine.load(tensors, self.state["n_optimiser_steps"])
+            self.average.load(tensors)
+            self.plateau.state = self.state["plateau"]
+        self.batches = exits.enter_context(closing(PairBatches(
+            index, stream, order, comm, first_step=self.state["step"], device_id=device.index,
+            label_DC=self.objective.label_DC,
+        )))  # fmt: skip
+        self.validation = exits.enter_context(
+            closing(Validation(index, config, stream, self.objective, comm, device))
+        )  # fmt: skip
+        self.n_steps = self.batches.first_step(config.epochs)
+        self.journal = exits.enter_context(closing(Journal(log_folder, shown=comm.rank == 0)))
+        self.watch = Watch(self.folder / ".beats", comm.rank, comm.size, config.hang_seconds)
+        exits.callback(self.watch.close)
+        self._first_step = self.state["step"]
+        self._window = {"start": time.monotonic(), "windows": 0, "waited": 0.0}
+
+    def run(self):
+        """Train to the end, or until a signal or an early stop; publishes nothing yet.
+
+        Raises
+        ------
+        Stopped
+            A signal asked for it; the state is saved.
+        ModelError
+            Too many steps left out, or too many samples replaced.
+        """
+        state, config = self.state, self.config
+        parameters = sum(p.numel() for p in self.network.parameters())
+        log.info("ranks=%d device=%s parameters=%d", self.comm.size, self.engine.device, parameters)
+        self.journal.write(
+            "start", step=state["step"], n_steps=self.n_steps, ranks=self.comm.size, parameters=parameters
+        )  # fmt: skip
+        n_samples = (self.n_steps - state["step"]) * config.batch_size
+        with (
+            Asked().listening() as asked,
+            Progress("finetune", n_samples, " samples", shown=self.comm.rank == 0) as progress,
+        ):
+            while state["step"] < self.n_steps and not self._is_over():
+                stop = self._step(asked.number, progress)
+                epoch_ends = state["step"] == self.batches.first_step(self.batches.epoch_of(state["step"] - 1) + 1)
+                validates = self._is_due(config.validate_every, epoch_ends)
+                if validates:
+                    self._validate()
+                if epoch_ends:
+                    self._end_epoch()
+                if validates or stop or self._is_due(config.save_every, False):
+                    self._save()
+                if stop:
+                    self.journal.write("stopped", step=state["step"], signal=stop)
+                    raise Stopped(
+                        f"asked to stop by signal {stop}; saved at step {state['step']} of {self.n_steps}; "
+                        "run the same command again to go on"
+                    )
+        self.journal.write("end", step=state["step"], best_step=state["best_row"][1])
+
+    def _is_over(self):
+        return bool(self.config.patience) and self.state["n_worse"] >= self.config.patience
+
+    def _is_due(self, every, otherwise):
+        step = self.state["step"]
+        return step == self.n_steps or (step % every == 0 if every else otherwise)
+
+    def learning_rate(self):
+        """Return the learning rate of the next step."""
+        config = self.config
+        factor = learning_rate_factor(
+            self.state["step"], n_steps=self.n_steps, warmup_fraction=config.warmup_fraction, schedule=config.schedule
+        )  # fmt: skip
+        if config.schedule == "plateau":
+            factor *= self.plateau.state["factor"]
+        return config.learning_rate * factor
+
+    def _step(self, asked, progress):
+        """Train on the next batch; return the signal that asked any rank to stop, or 0."""
+        state, batches, step = self.state, self.batches, self.state["step"]
+        allowed = SLOW_FACTOR if step < self._first_step + SLOW_STEPS else 1.0
+        epoch = batches.epoch_of(step)
+        self.watch.phase(f"waiting for batch {step}", allowed=allowed)
+        start = time.monotonic()
+        batch = batches.next()
+        waited = time.monotonic() - start
+        rate = self.learning_rate()
+        done = self.engine.train_step(
+            batch, step, learning_rate=rate, n_each=batches.n_each, asked=asked,
+            phase=lambda name, together: self.watch.phase(f"{name} {step}", together=together, allowed=allowed),
+        )  # fmt: skip
+        self.watch.phase(f"after step {step}")
+        if done.left_out:
+            self._leave_out(step, done, batch)
+        else:
+            self.average.update(step)
+            state["sums"]["loss"] += done.loss * done.n_observed
+            state["sums"]["observed"] += done.n_observed
+        state["step"] = step + 1
+        n_windows = batch.n_pairs * batches.n_each
+        for sums in (state["sums"], self._window):
+            sums["windows"] += n_windows
+            sums["waited"] += waited
+        state["sums"]["samples"] += batch.n_pairs
+        state["sums"]["substituted"] += batch.n_substituted
+        state["sums"]["seconds"] += time.monotonic() - start
+        waiting = state["sums"]["waited"] / max(state["sums"]["seconds"], 1e-9)
+        progress.advance(batch.n_pairs, f"epoch {epoch + 1} loss {done.loss:.3f} waiting for data {waiting:.1%}")
+        if state["step"] % self.config.log_every == 0:
+            self._log_step(epoch, done, rate)
+        return done.asked
+
+    def _log_step(self, epoch, done, rate):
+        window, now = self._window, time.monotonic()
+        seconds = now - window["start"]
+        numbers = {
+            "epoch": epoch + 1, "loss": done.loss, "learning_rate": rate, "gradient_norm": self.engine.norm,
+            "windows_per_s": window["windows"] / seconds, "waiting_share": window["waited"] / seconds,
+            "memory_gb": psutil.Process().memory_info().rss / 1e9,
+        }  # fmt: skip
+        if self.engine.device.type == "cuda":
+            numbers["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self.journal.write("step", step=self.state["step"], **numbers)
+        self._window = {"start": now, "windows": 0, "waited": 0.0}
+
+    def _leave_out(self, step, done, batch):
+        """Count a step whose gradient is not finite and name its windows; stop when there are too many."""
+        state, n_each = self.state, self.batches.n_each
+        state["n_left_out"] += 1
+        mine = self.batches.names_of(step, done.bad_samples)
+        # A finite output whose gradient is not: any sample of the batch may be to blame.
+        of_rank = self.batches.names_of(step, range(len(batch.label_BC) // n_each))
+        found = self.comm.allgather((mine, of_rank))
+        names = [name for bad, _ in found for name in bad] or [name for _, whole in found for name in whole]
+        self.journal.write("left out", step=step, loss=done.loss, gradient_norm=self.engine.norm, windows=names)
+        log.warning(
+            "step=%d left_out=gradient_not_finite loss=%s n_so_far=%d windows=%s", step, done.loss,
+            state["n_left_out"], ",".join(names[:8]) + ",…" * (len(names) > 8),
+        )  # fmt: skip
+        if state["n_left_out"] > self.config.most_left_out:
+            self._fail(
+                f"{state['n_left_out']} steps had a gradient that is not finite, allowed are "
+                f"{self.config.most_left_out}; the last at batch {step}, windows {', '.join(names[:3])}; lower "
+                "finetune.learning_rate, or look at these windows (all are in log/finetune.jsonl)"
+            )
+
+    def _validate(self):
+        state, sums = self.state, self.state["sums"]
+        with self.average.in_place():
+            loss, score = self.validation.measure(
+                self.network, after_each=lambda: self.watch.phase("validating", together=True, allowed=4)
+            )  # fmt: skip
+            value = loss if self.config.best_by == "loss" else -score
+            # Without a validation split the last one is taken.
+            better = value < state["best_value"] or math.isnan(value)
+            if better:
+                state["best"] = f"best-{state['step']:08d}.safetensors"
+                self._on_first(lambda: save_weights(self.folder / state["best"], self.network))
+        epoch = self.batches.epoch_of(state["step"] - 1)
+        first, last = self.batches.first_step(epoch), self.batches.first_step(epoch + 1)
+        row = [
+            epoch + (state["step"] - first) / (last - first), state["step"], sums["windows"],
+            sums["loss"] / max(sums["observed"], 1), loss, score, self.learning_rate(),
+            sums["windows"] / max(sums["seconds"], 1e-9), sums["waited"] / max(sums["seconds"], 1e-9),
+        ]  # fmt: skip
+        state["curve"].append(row)
+        if better:
+            state["best_value"], state["best_row"] = value, row
+        state["n_worse"] = 0 if better else state["n_worse"] + 1
+        self.plateau.see(better)
+        log.info(" ".join(f"{key}={number:.5g}" for key, number in zip(CURVE, row, strict=True)))
+        self.journal.write("validation", **dict(zip(CURVE, row, strict=True)))
+
+    def _end_epoch(self):
+        """Judge what an epoch has put in the place of damaged samples, and begin new sums."""
+        sums = self.state["sums"]
+        n_substituted = self.comm.allreduce(sums["substituted"])
+        self.state["n_substituted"] += n_substituted
+        if n_substituted:
+            log.warning("samples_in_place_of_damaged_ones=%d", n_substituted)
+        self.state["sums"] = _no_sums()
+        check_substituted(n_substituted, sums["samples"], self.index.folder)
+
+    def _save(self):
+        """Save the state: every rank gives its part, rank 0 writes."""
+        self.watch.phase("saving", together=self.comm.rank != 0, allowed=4)
+        tensors, self.state["n_optimiser_steps"] = self.engine.state()
+        self.state["plateau"] = self.plateau.state
+        state, beside = self.state, [self.state["best"]] if self.state["best"] else []
+        tensors |= self.average.state()
+        self._on_first(lambda: self.checkpoint.save(state["step"], tensors, state, beside=beside))
+        self.journal.write("saved", step=state["step"])
+
+    def _on_first(self, work):
+        """Do something on rank 0; all ranks fail with it."""
+        error = None
+        if self.comm.rank == 0:
+            try:
+                work()
+            except (AnyECGError, OSError) as cause:
+                error = cause if isinstance(cause, AnyECGError) else ModelError(f"{cause}; mend the disk and run again")
+        share_error(self.comm, error)
+
+    def _fail(self, text):
+        cause = ModelError(text)
+        cause.on_every_rank = True
+        raise cause
 
 
-def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_hash):
-    """Train, and publish the network of the epoch that is best on the validation split.
+def _no_sums():
+    return {"loss": 0.0, "observed": 0.0, "windows": 0, "samples": 0, "substituted": 0, "seconds": 0.0, "waited": 0.0}
+
+
+def finetune(folder, model_folder, index, config, stream, *, raw, seed, comm, stage_hash, log_folder):
+    """Train, and publish the network that was best on the validation split.
 
     Parameters
     ----------
@@ -197,129 +309,52 @@ def finetune(folder, model_folder, index, config, stream, *, seed, comm, stage_h
         Where the checkpoint goes, in a folder named by ``stage_hash``, so that another config or other shards start
         anew beside it; where the finished model and ``curve.csv`` go.
     index : anyecg.loaders.index.Index
-    config : FinetuneConfig
+    config : anyecg.train.finetune_config.FinetuneConfig
     stream : anyecg.loaders.stream_config.StreamConfig
+    raw : dict
+        The [deepspeed] table, laid over what we derive.
+    seed : int
     comm : MPI communicator
         Every rank calls this.
     stage_hash : str
         Names config and shards.
+    log_folder : path
+        Where ``finetune.jsonl`` and ``tensorboard/`` go.
 
     Raises
     ------
     ModelError
-        No training pairs, a damaged checkpoint, weights that do not fit, or a loss that is not finite.
+        No training pairs, a damaged checkpoint, weights that do not fit, gradients that are not finite.
+    Stopped
+        A signal asked for it; the same call goes on.
     """
-    order = {"seed": seed, "split": "train", "horizon_min": config.horizon_min}
-    n_samples = n_units(index, epoch=0, choice=stream, **order)
-    if not n_samples:
+    order = {"seed": seed + config.seed, "split": "train", "horizon_min": config.horizon_min}
+    if not n_units(index, epoch=0, choice=stream, **order):
         raise ModelError(
             f"{index.folder}: no training pairs within {config.horizon_min} min; check [cohort] and [stream]"
         )
     folder = Path(folder) / stage_hash
-    checkpoint = Checkpoint(folder)
-    state = checkpoint.load()
-    network = initial_network(config, index, comm, seed=seed, fresh=state is None)
-    device = join(comm, folder)
-    n_steps = -(-n_samples // config.batch_size) * config.epochs
-    engine, optimiser, schedule = start_engine(network, config, n_steps, comm, device)
-    first_epoch, curve, best_value, best_epoch, n_substituted = 0, [], math.inf, 0, 0
-    if state:
-        engine.module.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        first_epoch, curve, best_value, best_epoch, n_substituted = (
-            state[key] for key in ("epoch", "curve", "best_value", "best_epoch", "n_substituted")
-        )  # fmt: skip
-    batches = PairBatches(
-        index, stream, {**order, "batch_size": config.batch_size}, comm, first_epoch=first_epoch, device_id=device.index
-    )  # fmt: skip
-    validation = Validation(index, config, stream, comm, device)
-    best = folder / "best.safetensors"
-    log.info("ranks=%d device=%s parameters=%d", comm.size, device, sum(p.numel() for p in network.parameters()))
-    with Progress("finetune", (config.epochs - first_epoch) * n_samples, " samples", shown=comm.rank == 0) as progress:
-        for epoch in range(first_epoch, config.epochs):
-            rate = schedule.get_last_lr()[0]
-            row = _train_epoch(engine, batches, epoch, progress, comm)
-            n_substituted += row["substituted"]
-            check_substituted(row["substituted"], row["windows"] // batches.n_each, index.folder)
-            val_loss, val_auroc = validation.measure(engine.module)
-            curve.append(
-                [epoch + 1, row["windows"], row["loss"], val_loss, val_auroc, rate, row["rate"], row["waiting"]]
-            )  # fmt: skip
-            # Without a validation split the last epoch is taken.
-            value = val_loss if config.best_by == "loss" else -val_auroc
-            better = value < best_value or math.isnan(value)
-            if better:
-                best_value, best_epoch = value, epoch + 1
-            if comm.rank == 0:
-                log.info(" ".join(f"{key}={value:.5g}" for key, value in zip(CURVE, curve[-1], strict=True)))
-                if row["substituted"]:
-                    log.warning("epoch=%d samples_in_place_of_damaged_ones=%d", epoch + 1, row["substituted"])
-                if better:
-                    save_weights(best, engine.module)
-                checkpoint.save(
-                    {
-                        "epoch": epoch + 1, "model": engine.module.state_dict(), "optimiser": optimiser.state_dict(),
-                        "schedule": schedule.state_dict(), "curve": curve, "best_value": best_value,
-                        "best_epoch": best_epoch, "n_substituted": n_substituted,
-                    }
-                )  # fmt: skip
-    batches.close()
-    validation.close()
     if comm.rank == 0:
-        load_weights(best, network)
-        _write_curve(Path(model_folder) / "curve.csv", curve)
-        card = _card(index, config, seed, curve[best_epoch - 1], network, stage_hash)
-        publish(model_folder, network, {**card, "n_substituted": n_substituted})
+        make_folder(folder)
     comm.barrier()
-    leave(comm, folder)
-
-
-def backward(engine, x_BLT, label_BC, *, n_observed, n_ranks, n_each=1):
-    """Add this rank's share of the global batch to the gradients; return its share of the loss.
-
-    DeepSpeed averages gradients over ranks; the loss is a sum over the global batch, so its division is undone. The
-    logit of a sample of ``n_each`` windows is their mean.
-    """
-    logit_BC = engine(x_BLT.to(engine.device)).unflatten(0, (-1, n_each)).mean(1)
-    loss = masked_bce(logit_BC, label_BC[::n_each].to(engine.device), n_observed=n_observed)
-    engine.backward(loss * n_ranks)
-    return loss.item()
-
-
-def train_step(engine, batch, comm, *, n_each=1):
-    """Train on this rank's share of a global batch; return the loss of the whole, and its observed labels."""
-    # The denominator of the loss on every rank: what the rows of all ranks really carry.
-    n_observed = comm.allreduce(batch.n_measured)
-    total = comm.allreduce(
-        backward(engine, batch.x_BLT, batch.label_BC, n_observed=n_observed, n_ranks=comm.size, n_each=n_each)
-    )
-    engine.step()
-    return total, n_observed
-
-
-def _train_epoch(engine, batches, epoch, progress, comm):
-    """Run one epoch; return windows, mean loss a label, windows/s, share of waiting for data, samples substituted."""
-    start, waited, n_samples, loss_sum, n_labels, n_substituted = time.monotonic(), 0.0, 0, 0.0, 0, 0
-    for number in range(batches.n_batches(epoch)):
-        asked = time.monotonic()
-        batch = batches.next()
-        waited += time.monotonic() - asked
-        total, n_observed = train_step(engine, batch, comm, n_each=batches.n_each)
-        if not math.isfinite(total):
-            raise ModelError(
-                f"the loss is {total} at batch {number} of epoch {epoch + 1}; "
-                "lower finetune.learning_rate, or look at the shards"
-            )
-        n_samples, n_labels, loss_sum = n_samples + batch.n_pairs, n_labels + n_observed, loss_sum + total * n_observed
-        n_substituted += batch.n_substituted
-        waiting = waited / (time.monotonic() - start)
-        progress.advance(batch.n_pairs, f"epoch {epoch + 1} loss {total:.3f} waiting for data {waiting:.1%}")
-    n_windows, seconds = n_samples * batches.n_each, time.monotonic() - start
-    return {
-        "windows": n_windows, "loss": loss_sum / max(n_labels, 1), "rate": n_windows / seconds,
-        "waiting": waited / seconds, "substituted": comm.allreduce(n_substituted),
-    }  # fmt: skip
+    with ExitStack() as exits:
+        training = Training(
+            folder, index, config, stream, raw, seed=seed, comm=comm, log_folder=log_folder, exits=exits
+        )  # fmt: skip
+        try:
+            training.run()
+        except AnyECGError as cause:
+            # A rank that fails alone is not waited for.
+            if cause.on_every_rank:
+                leave(comm, folder)
+            raise
+        training.watch.phase("publishing", together=comm.rank != 0, allowed=4)
+        if comm.rank == 0:
+            load_weights(folder / training.state["best"], training.network)
+            _write_curve(Path(model_folder) / "curve.csv", training.state["curve"])
+            publish(model_folder, training.network, _card(training, stream, stage_hash, seed))
+        comm.barrier()
+        leave(comm, folder)
 
 
 def check_substituted(n_substituted, n_samples, folder):
@@ -340,23 +375,29 @@ def _write_curve(path, curve):
         writer.writerows([f"{value:.6g}" for value in row] for row in curve)
 
 
-def _card(index, config, seed, best, network, stage_hash):
+def _card(training, stream, stage_hash, seed):
     """Return what a user of the model must know: its input, its outputs, where it comes from."""
+    index, config, state = training.index, training.config, training.state
     same = ("fs", "samples", "preset", "preset_hash", "target_hash")
+    best = dict(zip(CURVE, state["best_row"], strict=True))
     return {
         "model": config.model,
         "head": config.head,
         "join": config.join,
-        "windows_per_sample": 1,
-        "targets": list(index.targets),
+        "windows_per_sample": stream.windows_per_sample,
+        "targets": list(training.objective.targets),
+        **training.objective.card,
         "leads": list(index.leads),
         **{key: index.head[key] for key in same},
         "standardised": "each window: (x - mean) / SD",
         "index_hash": index.hash,
         "stage_hash": stage_hash,
-        "n_parameters": sum(p.numel() for p in network.parameters()),
-        "epoch": best[0],
-        "val_loss": best[CURVE.index("val_loss")],
+        "n_parameters": sum(p.numel() for p in training.network.parameters()),
+        **{key: None if math.isnan(best[key]) else best[key] for key in ("epoch", "step", "val_loss", "val_score")},
+        "n_substituted": state["n_substituted"],
+        "n_left_out": state["n_left_out"],
         "seed": seed,
-        "finetune": config.model_dump(mode="json"),
+        # The path of the weights belongs to this machine; their hash is part of the stage's.
+        "finetune": config.model_dump(mode="json", exclude={"weights"}),
+        "from_weights": bool(config.weights),
     }

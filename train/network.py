@@ -1,4 +1,4 @@
-"""What every network has in common: features of each window, a head, and by choice a head that joins several windows."""
+"""What every network has in common: features of windows, a head, and by choice a head that joins several windows."""
 
 import torch
 from torch import nn

@@ -1,0 +1,106 @@
+"""What a network is trained to say: labels or values of each draw, their loss, and its denominator."""
+
+import numpy as np
+import torch
+
+from anyecg.loaders.errors import ModelError
+from anyecg.train.loss import is_one_of, masked_bce, masked_cross_entropy, masked_huber
+
+
+class Objective:
+    """Labels of the draws of an index, and the loss of a network's outputs against them.
+
+    Parameters
+    ----------
+    config : anyecg.train.finetune.FinetuneConfig
+    index : anyecg.loaders.index.Index
+
+    Attributes
+    ----------
+    targets : tuple of str
+        What the outputs are: targets, or components for a regression.
+    label_DC : int8 array (draws, targets); float32 array of standardised values, NaN not measured, for a regression
+    card : dict
+        ``value_mean`` and ``value_sd`` by component for a regression, else empty.
+
+    Raises
+    ------
+    ModelError
+        Exclusive labels of which none names just one; no values.
+    """
+
+    def __init__(self, config, index):
+        self.config, self.targets, self.card = config, tuple(index.targets), {}
+        self.label_DC = index.tables["draw_labels"]
+        self._positive_weight_C = None
+        pairs = index.pairs_of("train", config.horizon_min)
+        in_training = np.unique(index.tables["pair_draw"][pairs])
+        if config.head == "regression":
+            self._standardise(index, in_training)
+        elif config.head == "exclusive":
+            self._check_exclusive(index, in_training)
+        elif config.positive_weight:
+            labels = np.asarray(self.label_DC)[in_training]
+            n_positive, n_negative = (labels == 1).sum(0), (labels == 0).sum(0)
+            ratio = np.maximum(n_negative, 1) / np.maximum(n_positive, 1)
+            self._positive_weight_C = torch.from_numpy((ratio**config.positive_weight).astype(np.float32))
+
+    def _standardise(self, index, in_training):
+        from anyecg.loaders.values import draw_values
+
+        value_DC = draw_values(index)
+        self.targets = tuple(index.components)
+        if not np.isfinite(value_DC[in_training]).any():
+            raise ModelError(
+                f"{index.folder}: no training draw has a value; a regression needs numbers (value:NAME columns), "
+                "or set finetune.head = 'multilabel'"
+            )
+        of_training = np.ma.masked_invalid(value_DC[in_training].astype(np.float64))
+        mean_C = of_training.mean(0).filled(0.0)
+        sd_C = of_training.std(0).filled(0.0)
+        sd_C[sd_C == 0] = 1.0
+        self.label_DC = ((value_DC - mean_C) / sd_C).astype(np.float32)
+        self.card = {"value_mean": mean_C.tolist(), "value_sd": sd_C.tolist()}
+
+    def _check_exclusive(self, index, in_training):
+        labels = torch.from_numpy(np.asarray(self.label_DC)[in_training])
+        if not is_one_of(labels).any():
+            raise ModelError(
+                f"{index.folder}: no training draw has exactly one label 1 and 0 elsewhere, which exclusive labels "
+                "need; set finetune.head = 'multilabel', or mend the labels"
+            )
+
+    def count(self, label_BC):
+        """Return what a batch's loss counts, float64 (n,): entries by target, or rows of exclusive labels."""
+        if self.config.head == "exclusive":
+            return is_one_of(label_BC).sum().double()[None].cpu().numpy()
+        seen_BC = ~label_BC.isnan() if self.config.head == "regression" else label_BC >= 0
+        return seen_BC.sum(0).double().cpu().numpy()
+
+    def denominator(self, count_C):
+        """Return what a loss is divided by, from the counts of the whole global batch.
+
+        Over entries it is their number; over targets each target's number, times the number of targets with any.
+        """
+        if self.config.average == "targets":
+            return torch.from_numpy(count_C * max(1, (count_C > 0).sum())).float()
+        return float(count_C.sum())
+
+    def loss(self, output_BC, label_BC, denominator):
+        """Return the share of the global batch's loss that these rows have, a float32 scalar."""
+        if isinstance(denominator, torch.Tensor):
+            denominator = denominator.to(output_BC.device)
+        if self.config.head == "regression":
+            return masked_huber(output_BC, label_BC, n_observed=denominator)
+        smoothing = self.config.label_smoothing
+        if self.config.head == "exclusive":
+            return masked_cross_entropy(output_BC, label_BC, n_observed=denominator, smoothing=smoothing)
+        weight_C = self._positive_weight_C
+        return masked_bce(
+            output_BC, label_BC, n_observed=denominator, smoothing=smoothing,
+            positive_weight_C=None if weight_C is None else weight_C.to(output_BC.device),
+        )  # fmt: skip
+
+    def nothing(self, label_BC):
+        """Return labels of the same form that count for nothing."""
+        return torch.full_like(label_BC, float("nan") if self.config.head == "regression" else -1)
