@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from anyecg.loaders.errors import AnyECGError
@@ -44,6 +46,8 @@ def _end_with_parent():
 def start_ranks(arguments, n_ranks):
     """Run ``anyecg ARGUMENTS`` on ``n_ranks`` MPI ranks here, wait, and return the exit code.
 
+    SIGTERM and SIGUSR1 are passed on; mpirun passes them to the ranks, which may save before they end.
+
     Raises
     ------
     AnyECGError
@@ -55,7 +59,24 @@ def start_ranks(arguments, n_ranks):
             "mpirun is missing; install the project's requirements (pip brings mpich), see 'anyecg doctor'"
         )
     command = [mpirun, "-n", str(n_ranks), sys.executable, "-m", "anyecg.app.cli", *arguments]
-    done = subprocess.run(
-        command, env=rank_environment(n_ranks), stdin=subprocess.DEVNULL, check=False, preexec_fn=_end_with_parent
+    ranks = subprocess.Popen(
+        command, env=rank_environment(n_ranks), stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
     )
-    return done.returncode
+    with _passing_on(ranks):
+        return ranks.wait()
+
+
+@contextmanager
+def _passing_on(process):
+    """Pass the signals that ask for an end on to a process for a while; only the main thread can."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -105,7 +105,7 @@ class Training:
         self.journal = exits.enter_context(closing(Journal(log_folder, shown=comm.rank == 0)))
         self.watch = Watch(self.folder / ".beats", comm.rank, comm.size, config.hang_seconds)
         exits.callback(self.watch.close)
-        self._first_step = self.state["step"]
+        self._first_step, self._rate = self.state["step"], 0.0
         self._window = {"start": time.monotonic(), "windows": 0, "waited": 0.0}
 
     def run(self):
@@ -173,7 +173,7 @@ class Training:
         start = time.monotonic()
         batch = batches.next()
         waited = time.monotonic() - start
-        rate = self.learning_rate()
+        self._rate = rate = self.learning_rate()
         done = self.engine.train_step(
             batch, step, learning_rate=rate, n_each=batches.n_each, asked=asked,
             phase=lambda name, together: self.watch.phase(f"{name} {step}", together=together, allowed=allowed),
@@ -249,7 +249,7 @@ class Training:
         first, last = self.batches.first_step(epoch), self.batches.first_step(epoch + 1)
         row = [
             epoch + (state["step"] - first) / (last - first), state["step"], sums["windows"],
-            sums["loss"] / max(sums["observed"], 1), loss, score, self.learning_rate(),
+            sums["loss"] / max(sums["observed"], 1), loss, score, self._rate,
             sums["windows"] / max(sums["seconds"], 1e-9), sums["waited"] / max(sums["seconds"], 1e-9),
         ]  # fmt: skip
         state["curve"].append(row)
@@ -355,6 +355,9 @@ def finetune(folder, model_folder, index, config, stream, *, raw, seed, comm, st
             publish(model_folder, training.network, _card(training, stream, stage_hash, seed))
         comm.barrier()
         leave(comm, folder)
+        training.watch.close()
+        if comm.rank == 0:
+            training.watch.path.unlink(missing_ok=True)
 
 
 def check_substituted(n_substituted, n_samples, folder):
