@@ -104,4 +104,4 @@ def test_what_filters_would_take_out_is_refused_for_filtered_windows(tiny_index,
 
 
 def test_no_pairs_have_no_changes():
-    assert draw_changes(np.empty(0, np.int64), seed=1, epoch=0, config=EACH[-1], fs=FS, n_samples=9).shape == (0, 10)
+    assert draw_changes(np.empty(0, np.int64), seed=1, epoch=0, config=EACH[-1], fs=FS, n_samples=9).shape == (0, 13)
