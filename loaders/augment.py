@@ -13,6 +13,7 @@ from anyecg.loaders.files import digest
 from anyecg.loaders.settings import Section
 
 N_NOISE_STARTS = 1 << 16
+PACE_STEPS = 1 << 10
 # Added to a variance, so that a constant window becomes zeros: far below one step of any window that is not constant.
 EPSILON_MV, EPSILON_STEPS = 1e-12, 1e-2
 
@@ -23,6 +24,8 @@ class AugmentConfig(Section):
     noise_mv: float = Field(0.0, ge=0, le=5, description="training: add Gaussian noise of an SD of up to this")
     mask_seconds: float = Field(0.0, ge=0, le=10, description="training: set a stretch of up to this to zero")
     shift_seconds: float = Field(0.0, ge=0, le=10, description="training: shift each window, circularly, by up to this")
+    stretch: float = Field(0.0, ge=0, le=1, description="training: play each window up to this share faster or slower")
+    flip: float = Field(0.0, ge=0, le=1, description="training: share of the windows that are turned upside down")
     wander_mv: float = Field(0.0, ge=0, le=5, description="training: baseline wander (0.1-0.5 Hz); shard.preset 'none'")
     hum_mv: float = Field(0.0, ge=0, le=5, description="training: mains hum of up to this; only shard.preset 'none'")
     hum_hz: Literal[50, 60] = Field(60, description="frequency of the mains")
@@ -52,6 +55,8 @@ def columns(config):
     """Return the names of the columns of ``draw_changes``: those of the augmentations that are on."""
     by_switch = {
         "shift_seconds": ("shift",),
+        "stretch": ("pace", "pace_first"),
+        "flip": ("sign",),
         "wander_mv": ("wander_mv", "wander_step", "wander_phase"),
         "hum_mv": ("hum_sine", "hum_cosine"),
         "noise_mv": ("noise_mv", "noise_start"),
@@ -80,9 +85,11 @@ def draw_changes(pairs, *, seed, epoch, config, fs, n_samples):
     Returns
     -------
     float32 array, shape (B, n)
-        The columns that ``columns(config)`` names, in this order: shift in samples, below ``n_samples``; amplitude of
-        the wander in mV, its step in rad a sample and its phase in rad; factors in mV of the hum's sine and cosine; SD
-        of the noise in mV and where it starts in ``normals``; first sample of the mask and the sample after its last.
+        The columns that ``columns(config)`` names, in this order: shift in samples, below ``n_samples``; samples of the
+        window that one of the stretched window lasts, and where its left edge lies; -1 to turn it upside down, else 1;
+        amplitude of the wander in mV, its step in rad a sample and its phase in rad; factors in mV of the hum's sine
+        and cosine; SD of the noise in mV and where it starts in ``normals``; first sample of the mask and the sample
+        after its last.
     """
 
     def u(what):
@@ -91,6 +98,13 @@ def draw_changes(pairs, *, seed, epoch, config, fs, n_samples):
     drawn = {}
     if config.shift_seconds:
         drawn["shift"] = np.floor(u("shift") * min(config.shift_seconds * fs, n_samples))
+    if config.stretch:
+        # As often faster as slower, about the middle of the window; in steps that keep each sum of them exact in
+        # float32, so that it does not matter in which order a device adds them.
+        drawn["pace"] = np.round((1 + config.stretch) ** (2 * u("stretch") - 1) * PACE_STEPS) / PACE_STEPS
+        drawn["pace_first"] = n_samples / 2 * (1 - drawn["pace"])
+    if config.flip:
+        drawn["sign"] = np.where(u("flip") < config.flip, -1, 1)
     if config.wander_mv:
         drawn["wander_mv"] = u("wander") * config.wander_mv
         drawn["wander_step"] = 2 * math.pi * (0.1 + 0.4 * u("wander frequency")) / fs
@@ -156,7 +170,7 @@ def standardised(signal_BLT, scale_B11, changes_Bn, config, *, fs):
 
 
 def change(x_BLT, changes_Bn, config, *, fs):
-    """Apply drawn changes in torch, on any device: shift, wander, hum, noise, mask.
+    """Apply drawn changes in torch, on any device: shift, stretch, flip, wander, hum, noise, mask.
 
     Parameters
     ----------
@@ -182,6 +196,10 @@ def change(x_BLT, changes_Bn, config, *, fs):
     if config.shift_seconds:
         from_shift = torch.cat([x_BLT, x_BLT], dim=2).unfold(2, n_samples, 1)
         x_BLT = from_shift[rows, :, drawn["shift"][:, 0, 0].long()]
+    if config.stretch:
+        x_BLT = _stretched(x_BLT, drawn["pace"], drawn["pace_first"])
+    if config.flip:
+        x_BLT = x_BLT * drawn["sign"]
     if config.wander_mv:
         x_BLT = x_BLT + drawn["wander_mv"] * torch.sin(drawn["wander_step"] * time + drawn["wander_phase"])
     if config.hum_mv:
@@ -194,3 +212,15 @@ def change(x_BLT, changes_Bn, config, *, fs):
     if config.mask_seconds:
         x_BLT = x_BLT * ((time < drawn["mask_start"]) | (time >= drawn["mask_stop"]))
     return x_BLT
+
+
+def _stretched(x_BLT, pace_B11, first_B11):
+    """Interpolate linearly at another pace; beyond its ends a window stays at its first or last value."""
+    import torch
+
+    n_samples = x_BLT.shape[2]
+    middle = torch.arange(n_samples, device=x_BLT.device) + 0.5
+    at = (pace_B11 * middle + (first_B11 - 0.5)).clamp(0, n_samples - 1)
+    before = at.floor().clamp(max=n_samples - 2)
+    index = before.long().expand(x_BLT.shape)
+    return torch.lerp(x_BLT.gather(2, index), x_BLT.gather(2, index + 1), at - before)

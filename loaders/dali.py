@@ -45,6 +45,14 @@ def _changed(dali, signal, scale, changes, config, *, shape, fs, device):
 
     if config.shift_seconds:
         signal = fn.slice(fn.cat(signal, signal, axis=1), start("shift"), [n_samples], axes=[1])
+    if config.stretch:
+        row = changes[at["pace"] : at["pace_first"] + 1]
+        matrix = fn.cat(fn.cat(row[:1], dali.types.Constant([0.0]), row[1:]), dali.types.Constant([0.0, 1.0, 0.0]))
+        image = fn.reshape(signal, shape=[n_leads, n_samples, 1], layout="HWC")
+        image = fn.warp_affine(image, matrix=fn.reshape(matrix, shape=[2, 3]), dtype=types.FLOAT)
+        signal = fn.reshape(image, shape=[n_leads, n_samples], layout="")
+    if config.flip:
+        signal = signal * drawn[at["sign"]]
     x = signal * scale if in_mv(config) else signal
     if config.wander_mv:
         time_T = constant(np.arange(n_samples, dtype=np.float32))

@@ -5,10 +5,14 @@ import numpy as np
 from anyecg.loaders.augment import AugmentConfig, columns, draw_changes, normals
 
 FS, N_SAMPLES = 500, 800
-ALL = {"noise_mv": 0.1, "mask_seconds": 0.5, "shift_seconds": 10.0, "wander_mv": 0.3, "hum_mv": 0.2, "hum_hz": 50}
+ALL = {
+    "noise_mv": 0.1, "mask_seconds": 0.5, "shift_seconds": 10.0, "stretch": 0.2, "flip": 0.5, "wander_mv": 0.3,
+    "hum_mv": 0.2, "hum_hz": 50,
+}  # fmt: skip
 EACH = [
     AugmentConfig(noise_mv=0.1), AugmentConfig(mask_seconds=0.5), AugmentConfig(shift_seconds=10.0),
-    AugmentConfig(wander_mv=0.3), AugmentConfig(hum_mv=0.2), AugmentConfig(**ALL),
+    AugmentConfig(stretch=0.2), AugmentConfig(flip=0.5), AugmentConfig(wander_mv=0.3), AugmentConfig(hum_mv=0.2),
+    AugmentConfig(**ALL),
 ]  # fmt: skip
 
 
@@ -39,6 +43,11 @@ def changed_slowly(signal_BLT, scale_B11, changes_Bn, config):
         x_LT = signal_LT * scale.astype(float)
         if "shift" in drawn:
             x_LT = np.roll(x_LT, -int(drawn["shift"]), axis=1)
+        if "pace" in drawn:
+            at = drawn["pace"] * (time + 0.5) + drawn["pace_first"] - 0.5
+            x_LT = np.stack([np.interp(at, time, x_T) for x_T in x_LT])
+        if "sign" in drawn:
+            x_LT = x_LT * drawn["sign"]
         if "wander_mv" in drawn:
             x_LT = x_LT + drawn["wander_mv"] * np.sin(drawn["wander_step"] * time + drawn["wander_phase"])
         if "hum_sine" in drawn:

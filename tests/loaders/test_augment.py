@@ -8,6 +8,7 @@ from anyecg.kernels.prepare import prepare
 from anyecg.loaders.augment import (
     N_NOISE_STARTS,
     AugmentConfig,
+    change,
     check_preset,
     columns,
     draw_changes,
@@ -49,6 +50,8 @@ def test_drawn_numbers_stay_within_the_configured_limits():
     drawn = dict(zip(columns(EACH[-1]), draw(range(5000), EACH[-1]).T, strict=True))
     assert 0 <= drawn["shift"].min() < 3
     assert N_SAMPLES - 3 < drawn["shift"].max() < N_SAMPLES
+    assert (drawn["pace"].min(), drawn["pace"].max()) == pytest.approx((1 / 1.2, 1.2), abs=2e-3)
+    assert (drawn["sign"] < 0).mean() == pytest.approx(0.5, abs=0.03)
     length = drawn["mask_stop"] - drawn["mask_start"]
     assert (length.min(), length.max()) == (0, 0.5 * FS)
     assert (drawn["mask_start"].min(), drawn["mask_stop"].max()) == (0, N_SAMPLES)
@@ -93,6 +96,21 @@ def test_without_augmentation_the_torch_twin_is_the_kernel_of_preparation():
     np.testing.assert_allclose(found[:, 0].numpy(), wanted, atol=1e-4)
 
 
+def test_a_beat_in_the_middle_stays_there_and_lasts_as_much_longer_as_the_window_is_slower():
+    time = np.arange(N_SAMPLES) + 0.5 - N_SAMPLES / 2
+    x_BLT = torch.from_numpy(np.exp(-((time / 40) ** 2) / 2).astype(np.float32))[None, None].repeat(20, 1, 1)
+    config = AugmentConfig(stretch=0.2)
+    changes_Bn = draw(range(20), config)
+    found = change(x_BLT, torch.from_numpy(changes_Bn), config, fs=FS)[:, 0].numpy()
+    for x_T, pace in zip(found, changes_Bn[:, 0], strict=True):
+        np.testing.assert_allclose(x_T, np.exp(-((pace * time / 40) ** 2) / 2), atol=1e-3)
+
+
+def test_flipping_all_windows_turns_every_one_upside_down():
+    config, x_BLT = AugmentConfig(flip=1.0), torch.randn(5, 2, N_SAMPLES)
+    assert torch.equal(change(x_BLT, torch.from_numpy(draw(range(5), config)), config, fs=FS), -x_BLT)
+
+
 @pytest.mark.parametrize("name", ["wander_mv", "hum_mv"])
 def test_what_filters_would_take_out_is_refused_for_filtered_windows(tiny_index, name):
     config = AugmentConfig(**{name: 0.1})
@@ -104,4 +122,4 @@ def test_what_filters_would_take_out_is_refused_for_filtered_windows(tiny_index,
 
 
 def test_no_pairs_have_no_changes():
-    assert draw_changes(np.empty(0, np.int64), seed=1, epoch=0, config=EACH[-1], fs=FS, n_samples=9).shape == (0, 10)
+    assert draw_changes(np.empty(0, np.int64), seed=1, epoch=0, config=EACH[-1], fs=FS, n_samples=9).shape == (0, 13)
