@@ -1,8 +1,11 @@
 """A small structured state-space network, to be trained from scratch beside the residual network."""
 
+import copy
+import functools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from anyecg.train.network import Network
@@ -89,7 +92,7 @@ class StateSpace(nn.Module):
     def kernels(self, n_steps):
         """Return the responses (2, H, n_steps) to a unit impulse: forwards and backwards.
 
-        z**(q s + r) = z**(q s) z**r, so some 4 sqrt(n_steps) powers a state and a matrix product replace n_steps powers.
+        z**(q s + r) = z**(q s) z**r, so 2 sqrt(n_steps) powers of a state and a matrix product replace n_steps powers.
         """
         (re, im), (weight_re, weight_im) = self._discrete()
         n_fine = math.isqrt(n_steps - 1) + 1
@@ -101,16 +104,50 @@ class StateSpace(nn.Module):
         left = torch.cat([left_re, -left_im], dim=2).transpose(2, 3)
         return (left @ torch.cat([fine_re, fine_im], dim=1)).flatten(2)[..., :n_steps]
 
+    def circular(self, n_steps, n_circle):
+        """Return both directions as one kernel (H, n_circle): the past in front, the future from the end backwards."""
+        forwards_HT, backwards_HT = self.kernels(n_steps)
+        gap_HK = forwards_HT.new_zeros(len(forwards_HT), n_circle - 2 * n_steps + 1)
+        return torch.cat([forwards_HT, gap_HK, backwards_HT[:, :-1].flip(-1)], dim=1)
+
     def forward(self, x_BHT):
+        n_steps = x_BHT.shape[-1]
         with torch.autocast(x_BHT.device.type, enabled=False):
             x_BHT = x_BHT.float()
-            n_steps = x_BHT.shape[-1]
-            forwards_HT, backwards_HT = self.kernels(n_steps)
-            n_circle = _circle(n_steps)
-            # The response to the past in front, that to the future at the end.
-            gap_HK = x_BHT.new_zeros(len(forwards_HT), n_circle - 2 * n_steps + 1)
-            kernel_HK = torch.cat([forwards_HT, gap_HK, backwards_HT[:, :-1].flip(-1)], dim=1)
+            kernel_HK = self.circular(n_steps, _circle(n_steps))
             return _Convolve.apply(x_BHT, kernel_HK) + self.skip[:, None] * x_BHT
+
+
+@functools.lru_cache(maxsize=4)
+def _transforms(n_steps):
+    """Return, as real matrices, the Fourier transform of n_steps values on the smallest circle, and the way back."""
+    n_circle = 2 * n_steps - 1
+    identity = torch.eye(n_steps, dtype=torch.float64)
+    there = torch.fft.rfft(identity, n=n_circle)
+    back = [torch.fft.irfft(unit * identity, n=n_circle)[:, :n_steps] for unit in (1, 1j)]
+    return [matrix.float() for matrix in (there.real, there.imag, *back)]
+
+
+class _FixedStateSpace(nn.Module):
+    """A StateSpace for one number of steps: its kernel made once, its Fourier transforms products of real matrices.
+
+    Other runtimes have no complex numbers. A convolution with kernels as long as the window would do too, but takes
+    several times as long.
+    """
+
+    def __init__(self, layer, n_steps):
+        super().__init__()
+        kernel_HK = layer.circular(n_steps, 2 * n_steps - 1)
+        kernel_HK[:, 0] += layer.skip
+        kernel_HF = torch.fft.rfft(kernel_HK)
+        names = ("there_re", "there_im", "back_re", "back_im", "kernel_re", "kernel_im")
+        for name, value in zip(names, (*_transforms(n_steps), kernel_HF.real, kernel_HF.imag), strict=True):
+            self.register_buffer(name, value.to(kernel_HK.device))
+
+    def forward(self, x_BHT):
+        re, im = x_BHT @ self.there_re, x_BHT @ self.there_im
+        y_re, y_im = re * self.kernel_re - im * self.kernel_im, re * self.kernel_im + im * self.kernel_re
+        return y_re @ self.back_re + y_im @ self.back_im
 
 
 class _Block(nn.Module):
@@ -118,12 +155,12 @@ class _Block(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.residual = nn.Sequential(
-            nn.GroupNorm(8, channels), StateSpace(channels), nn.GELU(), nn.Conv1d(channels, 2 * channels, 1), nn.GLU(1)
-        )
+        self.norm = nn.GroupNorm(8, channels)
+        self.space = StateSpace(channels)
+        self.mix = nn.Conv1d(channels, 2 * channels, 1)
 
     def forward(self, x_BHT):
-        return x_BHT + self.residual(x_BHT)
+        return x_BHT + F.glu(self.mix(F.gelu(self.space(self.norm(x_BHT)))), 1)
 
 
 class S4D(Network):
@@ -153,3 +190,11 @@ class S4D(Network):
     def features(self, x_BLT):
         x_BHT = self.last(self.blocks(self.stem(x_BLT)))
         return torch.cat([x_BHT.mean(-1), x_BHT.amax(-1)], dim=1)
+
+    @torch.no_grad()
+    def exportable(self, n_samples):
+        network = copy.deepcopy(self)
+        n_steps = network.stem(torch.zeros(1, self.in_channels, n_samples)).shape[-1]
+        for block in network.blocks:
+            block.space = _FixedStateSpace(block.space, n_steps)
+        return network
