@@ -160,9 +160,8 @@ def print_table(options, networks, found, *, copied, multiplied, flop):
     print("| network | precision | form | windows/s | x published | of arithmetic | of memory, eager | fused |")
     print("|---|---|---|---|---|---|---|---|")
     for precision in options.precisions:
-        print(
-            f"| matrix product | {precision} | | {statistics.median(multiplied[precision]) / 1e12:.3g} TFLOP/s | | | | |"
-        )
+        limit = statistics.median(multiplied[precision]) / 1e12
+        print(f"| matrix product | {precision} | | {limit:.3g} TFLOP/s | | | | |")
         peer = rates(1, found["published", precision, options.forms[0]])
         for name, network in networks.items():
             traffic = bytes_of(network, precision, options.samples)

@@ -62,24 +62,28 @@ class StateSpace(nn.Module):
     Notes
     -----
     The continuous system x' = A x + u, y = 2 Re(C x), discretised with a zero-order hold of length dt, starts at
-    A_n = -1/2 + i pi n. Both directions share A and dt and have their own C; the backward one begins one step
-    before the present, so that the present counts once. All parameters are real, and everything is computed in
-    float32, under autocast too: powers and sums of a long kernel do not bear bfloat16.
+    A_n = -1/2 + i pi n, with dt evenly spread on a logarithmic scale over the channels. What is learnt of A and dt is
+    the way from there, so weight decay pulls to this start; the paper has to take them out of the decay, which would
+    pull dt to 1. Both directions share A and dt and have their own C; the backward one begins one step before the
+    present, so that the present counts once. All parameters are real, and everything is computed in float32, under
+    autocast too: powers and sums of a long kernel do not bear bfloat16.
     """
 
     def __init__(self, channels, n_states=32, dt_min=1e-3, dt_max=1e-1):
         super().__init__()
-        low, high = math.log(dt_min), math.log(dt_max)
-        self.log_dt = nn.Parameter(torch.rand(channels) * (high - low) + low)
-        self.log_decay = nn.Parameter(torch.full((channels, n_states), math.log(0.5)))
-        self.frequency = nn.Parameter((math.pi * torch.arange(n_states)).repeat(channels, 1))
+        log_dt_H = torch.linspace(math.log(dt_min), math.log(dt_max), channels)
+        self.log_dt_start = nn.Buffer(log_dt_H[:, None], persistent=False)
+        self.frequency_start = nn.Buffer(math.pi * torch.arange(n_states), persistent=False)
+        self.log_dt = nn.Parameter(torch.zeros(channels, 1))
+        self.log_decay = nn.Parameter(torch.zeros(channels, n_states))
+        self.frequency = nn.Parameter(torch.zeros(channels, n_states))
         self.c = nn.Parameter(torch.randn(2, 2, channels, n_states) * math.sqrt(0.5))
         self.skip = nn.Parameter(torch.randn(channels))
 
     def _discrete(self):
         """Return log z (real, imaginary) and the weights 2 C (z - 1) / A of each direction, where z = exp(dt A)."""
-        dt_H1 = torch.exp(self.log_dt)[:, None]
-        a_re, a_im = -torch.exp(self.log_decay), self.frequency
+        dt_H1 = torch.exp(self.log_dt_start + self.log_dt)
+        a_re, a_im = -0.5 * torch.exp(self.log_decay), self.frequency_start + self.frequency
         re, im = dt_H1 * a_re, dt_H1 * a_im
         # z - 1 without cancellation for small dt A.
         up_re = torch.expm1(re) * torch.cos(im) - 2 * torch.sin(im / 2) ** 2
