@@ -10,8 +10,9 @@ from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
 from anyecg.train.net1d import Net1D
 from anyecg.train.resnet import ResNet
+from anyecg.train.s4d import S4D
 
-MODELS = {"resnet": ResNet, "net1d": Net1D}
+MODELS = {"resnet": ResNet, "s4d": S4D, "net1d": Net1D}
 
 
 def build_model(name, *, n_leads, n_targets, seed, join="logits"):

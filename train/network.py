@@ -1,4 +1,4 @@
-"""What every network has in common: features of windows, a head, and by choice a head that joins several windows."""
+"""What every network has in common: features of a window, a head, and by choice a head that joins several windows."""
 
 import torch
 from torch import nn
@@ -28,6 +28,10 @@ class Network(nn.Module):
     def features(self, x_BLT):
         """Return the features (B, n) of windows, float32 (B, leads, samples), standardised."""
         raise NotImplementedError
+
+    def exportable(self, n_samples):
+        """Return a network of the same outputs for windows of ``n_samples`` that other runtimes can hold."""
+        return self
 
     def join_features(self):
         """Add the head that reads several windows together."""

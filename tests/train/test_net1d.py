@@ -8,8 +8,10 @@ import torch
 from anyecg.train.loss import masked_bce
 from anyecg.train.model import build_model
 from anyecg.train.net1d import GROUP_WIDTH, KERNEL, Net1D, _Block
+from anyecg.train.weights import published_state_dict
 
 from ..conftest import SHARED
+from .published_net1d import PublishedNet1D
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data/net1d_golden.npz, 3 cases")
 
@@ -94,6 +96,21 @@ def test_a_block_agrees_with_its_slow_twin(n_samples, n_in, n_out, stride, activ
         found = block(torch.from_numpy(x_CT[None].astype(np.float32)))[0].numpy()
     assert (KERNEL, GROUP_WIDTH) == (16, 16)
     np.testing.assert_allclose(found, slow_block(block, x_CT, stride), atol=1e-5)
+
+
+@pytest.mark.parametrize(("n_leads", "n_samples"), [(1, 625), (3, 77)])
+def test_logits_and_gradients_are_those_of_the_published_network_stated_again(n_leads, n_samples):
+    model = build_model("net1d", n_leads=n_leads, n_targets=5, seed=3)
+    published = PublishedNet1D(n_leads, 5)
+    published.load_state_dict(published_state_dict(model), strict=True)
+    x = torch.randn(2, n_leads, n_samples, generator=torch.Generator().manual_seed(4))
+    found, wanted = model(x), published(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+    found.sum().backward()
+    wanted.sum().backward()
+    for name, parameter in model.named_parameters():
+        gradient = published.get_parameter(name).grad
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-4 * gradient.abs().max().item())
 
 
 def test_the_time_is_halved_eight_times_rounding_up():
