@@ -22,9 +22,10 @@ from anyecg.loaders.cohort import open_cohort, read_reference
 from anyecg.loaders.files import code_version, write_text
 from anyecg.loaders.index import open_index
 from anyecg.loaders.reader import WindowReader
-from anyecg.train.evaluate import one_target, read_results, units_of
+from anyecg.train.evaluate import read_results
 from anyecg.train.model import read_card
 from anyecg.train.predict import read_scores
+from anyecg.train.units import one_target, units_of
 
 METRIC_NAMES = ("AUROC", "AUPRC", "Sensitivity", "Specificity", "F1")
 PACKAGES = (

@@ -60,14 +60,14 @@ def test_replicates_are_functions_of_seed_number_and_cluster_alone():
 
 
 def test_replicates_equal_the_metric_under_drawn_poisson_weights():
-    from anyecg.kernels.auroc import _POISSON_64, _weights
+    from anyecg.kernels.auroc import POISSON_64, _weights
 
     rng = np.random.default_rng(10)
     score, label, cluster = rng.standard_normal(300), rng.integers(0, 2, 300), rng.integers(0, 80, 300)
     ranking = Ranking(score, label, cluster)
     drawn = np.empty((200, len(ranking.clusters)), np.int64)
     for replicate in range(200):
-        _weights(np.uint64(6), replicate, ranking.clusters, _POISSON_64, drawn[replicate])
+        _weights(np.uint64(6), replicate, ranking.clusters, POISSON_64, drawn[replicate])
     share = np.bincount(drawn.ravel(), minlength=5)[:5] / drawn.size
     np.testing.assert_allclose(share, poisson(1).pmf(range(5)), atol=0.01)
     assert ranking.clusters.tolist() == sorted(set(cluster))

@@ -7,16 +7,10 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
-from anyecg.train.evaluate import (
-    HEAD,
-    bootstrap_auroc,
-    interval_of,
-    one_target,
-    read_results,
-    units_of,
-    youden_threshold,
-)
+from anyecg.train.evaluate import HEAD, bootstrap_auroc, read_results, youden_threshold
+from anyecg.train.intervals import interval_of
 from anyecg.train.predict import read_scores
+from anyecg.train.units import one_target, units_of
 
 from ..conftest import on_ranks
 
@@ -73,7 +67,7 @@ def test_one_class_has_no_number_and_a_perfect_score_no_interval():
     perfect = bootstrap_auroc(np.arange(20.0), np.arange(20) >= 10, np.arange(20), n_replicates=50)
     assert perfect.value == 1
     assert np.isnan([perfect.low, perfect.high]).all()
-    assert np.isnan(interval_of(0.7, np.array([0.6, 0.8]), n_fewer=1, level=0.95, interval="logit-t")).all()
+    assert np.isnan(interval_of(0.7, np.array([0.6, 0.8]), df=0, level=0.95, interval="logit-t")).all()
 
 
 def test_coverage_of_the_default_interval_is_near_its_level():
@@ -98,7 +92,7 @@ def test_youden_takes_the_best_threshold_of_all():
 def test_levels_agree_with_a_slow_count(small_run, small_index):
     scores = read_scores(small_run / "scores.h5", small_index)
     tables = small_index.tables
-    logit_of = dict(zip(scores["test"][0].tolist(), scores["test"][1], strict=True))
+    logit_of = dict(zip(scores.windows["test"][0].tolist(), scores.windows["test"][1], strict=True))
     draws: dict = {}
     for pair in small_index.pairs_of("test", 60):
         draws.setdefault(int(tables["pair_draw"][pair]), []).append(logit_of[int(tables["pair_window"][pair])])

@@ -41,9 +41,9 @@ def file_scores(small_run, tmp_path_factory):
 def test_scores_hold_every_window_of_val_and_test_once(small_run, small_index):
     scores = read_scores(small_run / "scores.h5", small_index)
     for split in ("val", "test"):
-        np.testing.assert_array_equal(scores[split][0], small_index.windows_of(split))
-        assert np.isfinite(scores[split][1]).all()
-        assert scores[split][1].shape == (len(scores[split][0]), 3)
+        np.testing.assert_array_equal(scores.windows[split][0], small_index.windows_of(split))
+        assert np.isfinite(scores.windows[split][1]).all()
+        assert scores.windows[split][1].shape == (len(scores.windows[split][0]), 3)
 
 
 def test_scores_are_the_same_on_any_number_of_ranks(small_run, tmp_path, small_index):
@@ -53,13 +53,13 @@ def test_scores_are_the_same_on_any_number_of_ranks(small_run, tmp_path, small_i
         (run / "scores.h5").unlink()
         done = on_ranks(n_ranks, "predict", run / "config.toml", f"folder={run}")
         assert done.returncode == 0, done.stderr
-        for split, (_, logits) in read_scores(run / "scores.h5", small_index).items():
-            np.testing.assert_allclose(logits, wanted[split][1], atol=1e-4)
+        for split, (_, logits) in read_scores(run / "scores.h5", small_index).windows.items():
+            np.testing.assert_allclose(logits, wanted.windows[split][1], atol=1e-4)
 
 
 def test_files_get_the_scores_that_their_shards_get(small_run, small_index, tmp_path):
     cohort = open_cohort(small_run / "cohort")
-    windows, logits = read_scores(small_run / "scores.h5", small_index)["test"]
+    windows, logits = read_scores(small_run / "scores.h5", small_index).windows["test"]
     visits = np.asarray(small_index.tables["window_visit"])[windows]
     keys = np.asarray(small_index.tables["visit_visit"])[visits]
     for name, row in cohort.records.select("path", "visit_row").rows()[:12]:
