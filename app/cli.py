@@ -23,6 +23,7 @@ stages of a run, in order                      example
 around them
   demo       the whole chain on real ECGs      anyecg demo
   run        all stages, kept where unchanged  anyecg run config.toml
+  compare    runs side by side, paired CIs     anyecg compare runs/a runs/b:draw-head --out compare.csv
   verify     shards against their checksums    anyecg verify config.toml (or a run folder; --json)
   profile    the data path, stage by stage     anyecg profile config.toml --seconds 20 (--model: with training steps)
   simulate   MC-MED's layout, known truth      anyecg simulate --out sim --visits 300 --hours 1 --seed 1
@@ -31,6 +32,7 @@ around them
   config     the resolved config, explained    anyecg config config.toml seed=7
 """
 DEMO_MARK = ".anyecg-demo"
+LEVELS = ("window", "draw", "visit", "draw-head")
 
 
 def _parser():
@@ -59,6 +61,11 @@ def _parser():
         if name == "targets":
             command.add_argument("--out", type=Path, required=True, help="CSV of candidates to write")
             command.add_argument("--min-visits", type=int, default=500, help="fewer visits with ECG are rare (500)")
+    compare = commands.add_parser("compare", help=argparse.SUPPRESS)
+    compare.add_argument("runs", nargs="+", metavar="RUN[:LEVEL]", help="run folders; differences are to the first")
+    compare.add_argument("--level", default="draw", choices=LEVELS, help="of runs without a level of their own (draw)")
+    compare.add_argument("--horizon", type=int, default=60, choices=(60, 30, 15), help="in minutes (60)")
+    compare.add_argument("--out", type=Path, default=Path("compare.csv"), help="CSV to write (compare.csv), and a JSON")
     demo = commands.add_parser("demo", help=argparse.SUPPRESS)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
     demo.add_argument("--resume", action="store_true", help="continue what is there instead of starting anew")
@@ -90,7 +97,8 @@ def _demo(arguments):
         if not arguments.resume:
             for name in ("cohort", "shards", "checkpoint", "model", "log"):
                 shutil.rmtree(out / name, ignore_errors=True)
-            for name in ("scores.h5", "results.csv", "results.json", "report.html"):
+            tables = ("results.csv", "decisions.csv", "regression.csv", "results.json")
+            for name in ("scores.h5", *tables, "report.html"):
                 (out / name).unlink(missing_ok=True)
         with lock:
             return run_chain(config)
@@ -103,6 +111,13 @@ def _predict_files(arguments):
         raise AnyECGError("predict wants either a config, or all of --model, --input and --out")
     n_records, n_bad = predict_files(arguments.model, arguments.input, arguments.out)
     print(f"{arguments.out}: {n_records} records, {n_bad} of them unreadable")
+    return 0
+
+
+def _compare(arguments):
+    from anyecg.app.compare import compare_runs
+
+    print(compare_runs(arguments.runs, level=arguments.level, horizon_min=arguments.horizon, out=arguments.out))
     return 0
 
 
@@ -210,6 +225,8 @@ def _dispatch(arguments):
         return _simulate(arguments)
     if arguments.command == "predict" and (arguments.model or arguments.input or arguments.out):
         return _predict_files(arguments)
+    if arguments.command == "compare":
+        return _compare(arguments)
     if arguments.command == "verify":
         return _verify(arguments)
     if arguments.command == "predict" and not arguments.config:

@@ -22,11 +22,16 @@ from anyecg.loaders.cohort import open_cohort, read_reference
 from anyecg.loaders.files import code_version, write_text
 from anyecg.loaders.index import open_index
 from anyecg.loaders.reader import WindowReader
-from anyecg.train.evaluate import one_target, read_results, units_of
+from anyecg.train.evaluate import read_results
 from anyecg.train.model import read_card
 from anyecg.train.predict import read_scores
+from anyecg.train.units import one_target, units_of
 
 METRIC_NAMES = ("AUROC", "AUPRC", "Sensitivity", "Specificity", "F1")
+OTHER_TABLES = {
+    "decisions": {"f1": "F1", "sensitivity": "Sensitivity"},
+    "regression": {"mae": "Absolute error", "r2": "R²", "spearman": "Spearman"},
+}
 PACKAGES = (
     "numpy", "scipy", "numba", "h5py", "torch", "deepspeed", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "mpi4py",
     "mpich", "wfdb", "polars",
@@ -38,6 +43,12 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 # Beside our AUROC in the plot: the paper's figure, and the best that any model can reach on simulated data.
 REFERENCE_MARKS = {"paper": "D", "truth": "|"}
+OTHER_TITLES = {
+    "decisions": "Decisions: each unit goes to the class of its highest score. Row all: pooled over the classes, where "
+    "F1 and sensitivity are the accuracy; row mean: over the classes of evaluate.f1_classes, or all",
+    "regression": "Estimated values: absolute error in the unit of the component, R² about the mean of the test split, "
+    "Spearman's correlation",
+}
 MAX_ROC_TARGETS = 8
 MAX_EXAMPLE_TARGETS = 6
 # Beyond this many rows the tables are folded and the plot shows one horizon and level.
@@ -71,6 +82,24 @@ def page(template, **values):
     """Render one of the templates beside this file."""
     environment = Environment(loader=PackageLoader("anyecg.app", "."), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(template).render(**values)
+
+
+def text_results(path):
+    """Return the tables of ``results.json`` that have rows as lines for a terminal."""
+    texts = [text_table(rows)] if (rows := read_results(path)) else []
+    for table, names in OTHER_TABLES.items():
+        texts += [_text_metrics(rows, names)] if (rows := read_results(path, table)) else []
+    return "\n\n".join(texts)
+
+
+def _text_metrics(rows, names):
+    """Return rows as lines for a terminal, each metric with its CI; ``names`` maps columns to headings."""
+    lines = [("target", "level", "min", "n", *(cell for name in names.values() for cell in (name, "its CI")))]
+    for row in rows[:MANY_ROWS]:
+        metrics = [cell for metric in names for cell in (_value(row[metric]), _interval(row, metric))]
+        lines.append((*(str(row[name]) for name in ("target", "level", "horizon_min", "n")), *metrics))
+    more = [f"the first {MANY_ROWS} of {len(rows)} rows; the report holds all"] if len(rows) > MANY_ROWS else []
+    return "\n".join([aligned(lines), *more])
 
 
 def text_table(rows):
@@ -126,7 +155,7 @@ def _forest(rows, confidence, reference, paper):
     figure = Figure(figsize=(5.6, 1.2 + (0.19 if many else 0.34) * max(len(rows), 4)))
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        colour = {"window": COLOURS[0], "draw": COLOURS[1], "visit": COLOURS[2]}[row["level"]]
+        colour = dict(zip(("window", "draw", "visit", "draw-head"), COLOURS, strict=False))[row["level"]]
         if not np.isnan(row["auroc_low"]):
             axes.plot([row["auroc_low"], row["auroc_high"]], [place, place], color=colour, lw=2)
         axes.plot(row["auroc"], place, "s", color=colour, ms=4 if many else 6)
@@ -145,7 +174,8 @@ def _forest(rows, confidence, reference, paper):
 
 
 def _key(row):
-    return row["target"], row["horizon_min"], row["level"]
+    # A joining head reads the same windows as the mean logit: the best possible is one figure.
+    return row["target"], row["horizon_min"], "draw" if row["level"] == "draw-head" else row["level"]
 
 
 def _references(folder):
@@ -169,6 +199,15 @@ def _groups(rows, reference, paper):
     if len(rows) > MANY_ROWS:
         for of_group in groups.values():
             of_group.sort(key=lambda row: -np.nan_to_num(row["auroc"], nan=-1))
+    return groups
+
+
+def _other_groups(rows, names):
+    """Return the rows of decisions or of a regression as one table for each horizon and level."""
+    groups: dict[str, list] = {}
+    for row in rows:
+        metrics = [(_value(row[metric]), _interval(row, metric)) for metric in names]
+        groups.setdefault(f"{row['level']} level, {row['horizon_min']} min", []).append({**row, "metrics": metrics})
     return groups
 
 
@@ -307,7 +346,8 @@ def write_report(config: Config):
     model = model_folder(config)
     card, scores = read_card(model), read_scores(folder / "scores.h5", index)
     rows = read_results(folder / "results.json")
-    horizon_min, level = _main_group(rows)
+    others = {table: read_results(folder / "results.json", table) for table in OTHER_TABLES}
+    horizon_min, level = _main_group(rows or others["regression"])
     reference, paper = _references(folder / "cohort")
     if config.shard.before_only:
         # The truth of simulated data is that of windows on both sides of the draw.
@@ -317,12 +357,14 @@ def write_report(config: Config):
     )
     with matplotlib.rc_context(STYLE):
         curve, epochs = _curve(model / "curve.csv")
-        figures = {
-            "roc": _roc(index, scores, rows, horizon_min, level),
-            "forest": _forest(shown, config.evaluate.confidence, reference, paper),
-            "curve": curve,
-            "examples": _examples(index, scores, horizon_min),
-        }
+        figures: dict[str, Any] = {"curve": curve, "ranking": [], "examples": []}
+        # Of a regression there is nothing that is present or absent.
+        if rows:
+            figures["ranking"] = [
+                _roc(index, scores, rows, horizon_min, level),
+                _forest(shown, config.evaluate.confidence, reference, paper),
+            ]
+            figures["examples"] = _examples(index, scores, horizon_min)
     n_test = len(np.unique(index.tables["visit_patient"][np.flatnonzero(index.tables["visit_split"][:] == 2)]))
     html = page(
         "report.html.j2",
@@ -331,13 +373,19 @@ def write_report(config: Config):
         f"{len(np.unique(index.tables['visit_patient']))} patients, {n_test} of them in the test split",
         metric_names=METRIC_NAMES,
         groups=_groups(rows, reference, paper),
+        others=[
+            (OTHER_TITLES[table], list(OTHER_TABLES[table].values()), _other_groups(others[table], OTHER_TABLES[table]))
+            for table in OTHER_TABLES
+            if others[table]
+        ],
         folded=len(rows) > MANY_ROWS,
         has_paper=bool(paper),
         has_truth=any(source == "truth" for source, *_ in reference),
         interval_note=f"{config.evaluate.confidence:.0%} confidence intervals, {config.evaluate.interval}, "
         f"{config.evaluate.n_replicates} bootstrap replicates that resample the {config.evaluate.unit}. Sensitivity, "
         "specificity and F1 at the threshold that is best on the validation split (Youden). A value of 0 or 1, or "
-        "fewer than two patients of a class, has no interval. Level draw: mean logit of the windows of one draw.",
+        "fewer than two patients of a class, has no interval. Level draw: mean logit of the windows of one draw; "
+        "draw-head: the head that reads them together.",
         training_note=_training_note(card, epochs),
         counts=_counts(cohort, index),
         versions=_versions(),

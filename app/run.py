@@ -175,9 +175,8 @@ def _report(config):
 
 def run_chain(config):
     """Run all stages, print the results, write the report; return the exit code."""
-    from anyecg.app.report import text_table
+    from anyecg.app.report import text_results
     from anyecg.app.stages import check_inputs
-    from anyecg.train.evaluate import read_results
 
     check_inputs(config)
     for name in CHAIN[:-1]:
@@ -185,7 +184,7 @@ def run_chain(config):
         if code:
             return code
     print()
-    print(text_table(read_results(Path(config.folder) / "results.json")))
+    print(text_results(Path(config.folder) / "results.json"))
     return _report(config)
 
 

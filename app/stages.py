@@ -92,7 +92,9 @@ def _found_predict(config):
 
 
 def _found_evaluate(config):
-    return _hash_in(config, "results.json") if _folder(config, "results.csv").is_file() else None
+    document = json.loads(_folder(config, "results.json").read_text(encoding="utf-8"))
+    tables = ["results.csv", *(f"{name}.csv" for name in ("decisions", "regression") if document[name])]
+    return document["stage_hash"] if all(_folder(config, table).is_file() for table in tables) else None
 
 
 def _wanted_cohort(config):
@@ -134,14 +136,18 @@ def _run_shard(config, comm, stage_hash):
 
 
 def check_inputs(config):
-    """Refuse a config whose model or weights are missing, before hours of work on what comes first."""
+    """Refuse a config whose model or weights are missing or do not fit, before hours of work on what comes first."""
     weights = config.finetune.weights
     if weights and not Path(weights).is_file():
         raise ModelError(f"{weights}: no such file; give ECGFounder's published file as 'weights' in [finetune]")
+    join = config.finetune.join
     if config.predict.model:
         from anyecg.train.model import check_weights
 
-        check_weights(model_folder(config))
+        join = check_weights(model_folder(config))["join"]
+    from anyecg.train.units import check_levels
+
+    check_levels(config.evaluate.levels, join)
 
 
 def _wanted_finetune(config):
@@ -186,7 +192,7 @@ def _wanted_predict(config):
     index, folder = _index(config), model_folder(config)
     card = check_weights(folder)
     check_target_table(folder, card, index)
-    return digest([index.hash, card["weights_sha256"]])
+    return digest([index.hash, *(card[key] for key in ("weights_sha256", "head", "join", "windows_per_sample"))])
 
 
 def _run_predict(config, comm, stage_hash):
@@ -207,7 +213,9 @@ def _scores(config):
 
 
 def _wanted_evaluate(config):
-    _scores(config)
+    from anyecg.train.evaluate import check_evaluation
+
+    check_evaluation(config.evaluate, _scores(config).card)
     scores_hash = file_hash(_folder(config, "scores.h5"))
     return digest([scores_hash, config.evaluate.identity("ranks"), config.seed])
 

@@ -9,11 +9,11 @@ METRICS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
 
 # Distribution function of Poisson(1) at 0, 1, 2, ..., scaled to 64 bits; beyond 12 lies less than 1e-10.
 _POISSON = np.array([sum(np.exp(-1.0) / np.prod(np.arange(1.0, k + 1)) for k in range(n + 1)) for n in range(13)])
-_POISSON_64 = np.minimum(np.floor(_POISSON * 2.0**64), np.nextafter(2.0**64, 0)).astype(np.uint64)
+POISSON_64 = np.minimum(np.floor(_POISSON * 2.0**64), np.nextafter(2.0**64, 0)).astype(np.uint64)
 
 
 @kernel
-def _weights(seed, replicate, cluster_P, poisson, weight_P):
+def fill_weights(seed, replicate, cluster_P, poisson, weight_P):
     """Fill each cluster's Poisson(1) weight, a function of (seed, replicate, cluster key)."""
     key = mix_pair(seed, np.uint64(replicate))
     for p in range(len(cluster_P)):
@@ -68,8 +68,21 @@ def _measure(score, label, row, weight_P, n_called, out):
 def _replicates(score, label, row, cluster_P, seed, first, n_called, poisson, out_RM):
     weight_P = np.empty(len(cluster_P), np.int64)
     for r in range(len(out_RM)):
-        _weights(seed, first + r, cluster_P, poisson, weight_P)
+        fill_weights(seed, first + r, cluster_P, poisson, weight_P)
         _measure(score, label, row, weight_P, n_called, out_RM[r])
+
+
+@kernel
+def _fill_rows(seed, first, cluster_P, poisson, weight_RP):
+    for r in range(len(weight_RP)):
+        fill_weights(seed, first + r, cluster_P, poisson, weight_RP[r])
+
+
+def poisson_weights(cluster_P, first, last, *, seed):
+    """Return int64 (last - first, clusters): the weights of uint64 cluster keys in replicates first..last-1."""
+    weight_RP = np.empty((last - first, len(cluster_P)), np.int64)
+    _fill_rows(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), first, cluster_P, POISSON_64, weight_RP)
+    return weight_RP
 
 
 class Ranking:
@@ -112,7 +125,7 @@ class Ranking:
         out_RM = np.empty((last - first, len(METRICS)))
         key = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
         _replicates(
-            self.score, self.label, self.row, self.clusters, key, first, self.n_called, _POISSON_64, out_RM
+            self.score, self.label, self.row, self.clusters, key, first, self.n_called, POISSON_64, out_RM
         )  # fmt: skip
         return out_RM
 

@@ -21,6 +21,7 @@ FORMATS = {
     "anyecg-model": 2,
     "anyecg-scores": 2,
     "anyecg-results": 1,
+    "anyecg-comparison": 1,
     "anyecg-simulation": 1,
     "anyecg-profile": 1,
 }

@@ -1,39 +1,58 @@
 """Metrics for every target, horizon and level, each with a CI over resampled patients, by MPI ranks."""
 
 import csv
-import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.stats import t
 
 from anyecg.kernels.auroc import METRICS, Ranking
-from anyecg.loaders.files import replacing, write_document
+from anyecg.loaders.files import remove, replacing, write_document
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.settings import Section
+from anyecg.train.decide import check_classes, decision_rows
+from anyecg.train.intervals import Bootstrap, interval_of
+from anyecg.train.regress import regression_row
+from anyecg.train.units import (
+    Level,
+    check_levels,
+    cluster_keys,
+    clusters_of,
+    fewer_clusters,
+    one_target,
+    truth_of,
+    units_of,
+)
 
-log = logging.getLogger(__name__)
 HEAD = ("target", "horizon_min", "level", "n", "n_positive", "n_patients", "n_patients_positive")
+# Of results.csv; the other tables are there where the model's head has them.
+COLUMNS = (
+    *HEAD, *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")), "threshold", "n_replicates",
+)  # fmt: skip
+OTHER_TABLES = ("decisions", "regression")
 
 
 class EvaluateConfig(Section):
     """Which results are made, and how their intervals."""
 
     horizons_min: list[Literal[60, 30, 15]] = Field([60], min_length=1, description="horizons: 60, 30, 15 minutes")
-    levels: list[Literal["window", "draw", "visit"]] = Field(
-        ["window", "draw"], min_length=1, description="units: window, draw (mean logit), visit (its first draw)"
+    levels: list[Level] = Field(
+        ["window", "draw"],
+        min_length=1,
+        description="units: window, draw (mean logit), draw-head (the head that joins windows), visit (its first draw)",
     )
+    f1_classes: list[str] = Field([], description="exclusive labels: classes of the mean F1; empty: all")
     unit: Literal["patient", "visit", "draw", "window"] = Field(
         "patient", description="what is resampled: patient, visit, draw or window (parity with the paper)"
     )
     n_replicates: int = Field(1000, ge=2, le=100_000, description="bootstrap replicates")
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
-    interval: Literal["logit-t", "percentile"] = Field("logit-t", description="logit-t or percentile")
+    interval: Literal["logit-t", "percentile"] = Field(
+        "logit-t", description="logit-t (R2, errors and correlations: on scales of their own) or percentile"
+    )
     ranks: int = Field(2, ge=1, description="MPI ranks that evaluate, started on this machine")
 
 
@@ -56,52 +75,6 @@ class Estimate:
     high: float
     n_valid: int
     replicates: np.ndarray
-
-
-def cluster_keys(cluster):
-    """Return uint64 keys of clusters given as integers or as text."""
-    cluster = np.asarray(cluster)
-    if cluster.dtype.kind in "iu":
-        return cluster.astype(np.int64).view(np.uint64) if cluster.dtype.kind == "i" else cluster.astype(np.uint64)
-    names, row = np.unique(cluster.astype(str), return_inverse=True)
-    keys = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
-    return np.array(keys, np.uint64)[row]
-
-
-def interval_of(value, replicates, *, n_fewer, level, interval):
-    """Return (low, high) of a metric between 0 and 1.
-
-    Parameters
-    ----------
-    value : float
-    replicates : float array
-        NaN where a replicate has none.
-    n_fewer : int
-        The smaller of positive and negative clusters; minus one it is the degrees of freedom.
-    level : float
-    interval : {"logit-t", "percentile"}
-
-    Notes
-    -----
-    "logit-t": logit(value) +- t * SD(replicates) / (value (1 - value)), the delta method; none for a value of 0 or 1,
-    or with fewer than two clusters of a class. "percentile": quantiles of the replicates.
-    """
-    valid = replicates[~np.isnan(replicates)]
-    if np.isnan(value) or len(valid) < 2:
-        return float("nan"), float("nan")
-    if interval == "percentile":
-        low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
-    if not 0 < value < 1 or n_fewer < 2:
-        return float("nan"), float("nan")
-    half = t.ppf((1 + level) / 2, n_fewer - 1) * valid.std(ddof=1) / (value * (1 - value))
-    centre = np.log(value / (1 - value))
-    low, high = 1 / (1 + np.exp(-(centre - half))), 1 / (1 + np.exp(-(centre + half)))
-    return float(low), float(high)
-
-
-def _fewer(label, cluster):
-    return min(len(np.unique(cluster[label == 1])), len(np.unique(cluster[label == 0])))
 
 
 def bootstrap_auroc(score, label, cluster, *, n_replicates=1000, seed=0, level=0.95, interval="logit-t"):
@@ -130,64 +103,9 @@ def bootstrap_auroc(score, label, cluster, *, n_replicates=1000, seed=0, level=0
     ranking = Ranking(score, label, cluster)
     value = float(ranking.measure()[0])
     replicates = ranking.replicates(0, n_replicates, seed=seed)[:, 0]
-    low, high = interval_of(value, replicates, n_fewer=_fewer(label, cluster), level=level, interval=interval)
+    df = fewer_clusters(label, cluster) - 1
+    low, high = interval_of(value, replicates, df=df, level=level, interval=interval)
     return Estimate(value, low, high, int((~np.isnan(replicates)).sum()), replicates)
-
-
-@dataclass(frozen=True)
-class Units:
-    """What is counted at one level: a score and the labels of all targets for each window, draw or visit.
-
-    ``draw`` and ``window`` name the unit's rows in the index; ``window`` is -1 above the window level.
-    """
-
-    logit: np.ndarray
-    label: np.ndarray
-    draw: np.ndarray
-    window: np.ndarray
-    visit: np.ndarray
-    patient: np.ndarray
-    time: np.ndarray
-
-
-def units_of(index, scores, split, horizon_min, level):
-    """Return the units of a split at a horizon and a level.
-
-    A draw's logit is the mean over its windows of that horizon; for "visit" the draws are returned too, and
-    ``one_target`` takes the first draw in which the target was measured.
-    """
-    rows, logit_WC = scores[split]
-    pairs = index.pairs_of(split, horizon_min)
-    tables = index.tables
-    window, draw = tables["pair_window"][pairs].astype(np.int64), tables["pair_draw"][pairs].astype(np.int64)
-    logit = logit_WC[np.searchsorted(rows, window)]
-    if level != "window":
-        draw, row, n_windows = np.unique(draw, return_inverse=True, return_counts=True)
-        sums = [np.bincount(row, weights=column, minlength=len(draw)) for column in logit.T.astype(np.float64)]
-        logit = np.stack(sums, axis=1) / n_windows[:, None] if len(draw) else logit
-        window = np.full(len(draw), -1)
-    visit = tables["draw_visit"][draw]
-    return Units(
-        logit=logit, label=np.asarray(tables["draw_labels"])[draw], draw=draw, window=window, visit=visit,
-        patient=np.asarray(tables["visit_patient"])[visit], time=np.asarray(tables["draw_time"])[draw],
-    )  # fmt: skip
-
-
-def one_target(units, target, level):
-    """Return the rows of ``units`` that count for one target, as an int array."""
-    rows = np.flatnonzero((units.label[:, target] >= 0) & ~np.isnan(units.logit[:, target]))
-    if level == "visit":
-        rows = rows[np.lexsort([units.time[rows], units.visit[rows]])]
-        rows = rows[np.unique(units.visit[rows], return_index=True)[1]]
-    return rows
-
-
-def _clusters(units, rows, unit):
-    if unit == "patient":
-        return units.patient[rows]
-    if unit == "window" and (units.window[rows] >= 0).all():
-        return (units.window[rows] << 32 | units.draw[rows]).astype(np.uint64)
-    return (units.visit if unit == "visit" else units.draw)[rows].astype(np.uint64)
 
 
 def youden_threshold(score, label):
@@ -201,73 +119,114 @@ def youden_threshold(score, label):
     return float(score[np.argmax(np.where(ends, gain, -np.inf))])
 
 
-def _row(index, units, validation, target, level, config, seed, comm):
+def _row(units, validation, target, level, config, bootstrap):
     """Return one row of the table; every rank computes its share of the replicates and returns the same row."""
     rows = one_target(units, target, level)
     val_rows = one_target(validation, target, level)
     score, label = units.logit[rows, target], units.label[rows, target]
     threshold = youden_threshold(validation.logit[val_rows, target], validation.label[val_rows, target])
-    cluster = _clusters(units, rows, config.unit)
+    cluster = clusters_of(units, rows, config.unit)
     ranking = Ranking(score, label, cluster, threshold)
-    values = ranking.measure()
-    n = config.n_replicates
-    first, last = comm.rank * n // comm.size, (comm.rank + 1) * n // comm.size
-    replicates = np.concatenate(comm.allgather(ranking.replicates(first, last, seed=seed)))
+    values, replicates = ranking.measure(), bootstrap.replicates(ranking.replicates)
     patient = units.patient[rows]
     row: dict[str, float] = {
         "n": len(rows), "n_positive": int(label.sum()), "n_patients": len(np.unique(patient)),
         "n_patients_positive": len(np.unique(patient[label == 1])),
     }  # fmt: skip
-    fewer = _fewer(label, cluster)
+    df = fewer_clusters(label, cluster) - 1
     for number, metric in enumerate(METRICS):
-        value = float(values[number])
-        row[metric] = value
-        row[f"{metric}_low"], row[f"{metric}_high"] = interval_of(
-            value, replicates[:, number], n_fewer=fewer, level=config.confidence, interval=config.interval
-        )
+        row |= bootstrap.columns(metric, values[number], replicates[:, number], df=df)
     row["threshold"] = float(1 / (1 + np.exp(-threshold)))
     row["n_replicates"] = int((~np.isnan(replicates[:, 0])).sum())
     return row
 
 
+def check_evaluation(config, card):
+    """Refuse levels and classes that a model does not have.
+
+    Raises
+    ------
+    ConfigError
+    """
+    check_levels(config.levels, card["join"])
+    check_classes(config.f1_classes, card["targets"])
+
+
+def _tables(index, scores, config, bootstrap, progress):
+    """Return the rows of each table."""
+    card = scores.card
+    head, targets = card["head"], card["targets"]
+    f1_classes = check_classes(config.f1_classes, targets)
+    truth_DC = truth_of(index, card, ["test"])
+    tables: dict[str, list] = {name: [] for name in ("rows", *OTHER_TABLES)}
+    for horizon_min in config.horizons_min:
+        for level in config.levels:
+            where = {"horizon_min": horizon_min, "level": level}
+            units = units_of(index, scores, "test", horizon_min, level, truth_DC)
+            if head == "exclusive":
+                decided = decision_rows(
+                    units, targets, level, unit=config.unit, f1_classes=f1_classes, bootstrap=bootstrap
+                )  # fmt: skip
+                tables["decisions"] += [{"target": row.pop("target"), **where, **row} for row in decided]
+            if head != "regression":
+                validation = units_of(index, scores, "val", horizon_min, level, truth_DC)
+            for number, target in enumerate(targets):
+                if head == "regression":
+                    row = regression_row(units, number, level, unit=config.unit, bootstrap=bootstrap)
+                else:
+                    row = _row(units, validation, number, level, config, bootstrap)
+                tables["regression" if head == "regression" else "rows"].append({"target": target, **where, **row})
+                progress.advance(1)
+    return tables
+
+
 def evaluate(folder, index, scores, config, *, seed, comm, stage_hash):
-    """Write ``results.csv`` and ``results.json``.
+    """Write ``results.csv`` and ``results.json``; for exclusive labels ``decisions.csv``; ``regression.csv``.
 
     Parameters
     ----------
     folder : path
     index : anyecg.loaders.index.Index
-    scores : dict
-        From ``anyecg.train.predict.read_scores``.
+    scores : anyecg.train.predict.Scores
     config : EvaluateConfig
     comm : MPI communicator
-        Every rank calls this; the table is the same on any number of ranks.
+        Every rank calls this; the tables are the same on any number of ranks.
 
     Returns
     -------
-    list of dict, the rows of the table
+    dict of list of dict
+        The rows of each table: "rows", "decisions", "regression".
+
+    Raises
+    ------
+    ConfigError, ModelError
+        A level or class that the model does not have; components that the shards do not have.
     """
-    table = []
-    blocks = [(h, level) for h in config.horizons_min for level in config.levels]
-    with Progress("evaluate", len(blocks) * len(index.targets), " targets", shown=comm.rank == 0) as progress:
-        for horizon_min, level in blocks:
-            units = units_of(index, scores, "test", horizon_min, level)
-            validation = units_of(index, scores, "val", horizon_min, level)
-            for number, target in enumerate(index.targets):
-                row = _row(index, units, validation, number, level, config, seed, comm)
-                table.append({"target": target, "horizon_min": horizon_min, "level": level, **row})
-                progress.advance(1)
+    check_evaluation(config, scores.card)
+    bootstrap = Bootstrap(config.n_replicates, seed, config.confidence, config.interval, comm)
+    n_all = len(config.horizons_min) * len(config.levels) * len(scores.card["targets"])
+    with Progress("evaluate", n_all, " targets", shown=comm.rank == 0) as progress:
+        tables = _tables(index, scores, config, bootstrap, progress)
     if comm.rank == 0:
         folder = Path(folder)
-        with replacing(folder / "results.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: _cell(value) for key, value in row.items()} for row in table)
-        rows = [{key: None if value != value else value for key, value in row.items()} for row in table]
-        document = {"stage_hash": stage_hash, "index_hash": index.hash, "rows": rows}
+        write_table(folder / "results.csv", tables["rows"], COLUMNS)
+        remove(*(folder / f"{name}.csv" for name in OTHER_TABLES if not tables[name]))
+        for name in OTHER_TABLES:
+            if tables[name]:
+                write_table(folder / f"{name}.csv", tables[name])
+        document = {"stage_hash": stage_hash, "index_hash": index.hash, "head": scores.card["head"]}
+        document |= {name: [without_nan(row) for row in rows] for name, rows in tables.items()}
         write_document(folder / "results.json", "anyecg-results", document)
     comm.barrier()
-    return table
+    return tables
+
+
+def write_table(path, rows, columns=None):
+    """Write rows as a CSV, missing numbers as empty cells."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
 
 
 def _cell(value):
@@ -276,7 +235,12 @@ def _cell(value):
     return value
 
 
-def read_results(path):
-    """Read the rows of ``results.json``, missing numbers as NaN."""
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+def without_nan(row):
+    """Return a row as strict JSON has it, missing numbers as None."""
+    return {key: None if value != value else value for key, value in row.items()}
+
+
+def read_results(path, table="rows"):
+    """Read the rows of a table of ``results.json``, missing numbers as NaN."""
+    rows = json.loads(Path(path).read_text(encoding="utf-8")).get(table, [])
     return [{key: float("nan") if value is None else value for key, value in row.items()} for row in rows]

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import numpy as np
-from scipy.special import expit, softmax
+from scipy.special import expit, logsumexp, softmax
 
 Head = Literal["multilabel", "exclusive", "regression"]
 
@@ -29,3 +29,17 @@ def scores_of(output_WC, card):
     if card["head"] == "exclusive":
         return softmax(output_WC, axis=1)
     return output_WC * np.array(card["value_sd"]) + np.array(card["value_mean"])
+
+
+def ranked_of(output_WC, card):
+    """Return what units are ranked by: the log-odds of the probabilities of ``scores_of``, the values of a regression.
+
+    Log-odds rank as probabilities do, and tell apart what would round to a probability of 1.
+    """
+    output_WC = np.asarray(output_WC, np.float64)
+    if card["head"] == "multilabel":
+        return output_WC
+    if card["head"] == "exclusive":
+        others = [np.delete(output_WC, target, axis=1) for target in range(output_WC.shape[1])]
+        return output_WC - np.stack([logsumexp(other, axis=1) for other in others], axis=1)
+    return scores_of(output_WC, card)

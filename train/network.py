@@ -43,6 +43,28 @@ class Network(nn.Module):
             return self.dense(feature_BWF).mean(1)
         return self.several(torch.cat([feature_BWF.mean(1), feature_BWF.amax(1)], dim=1))
 
+    def joined_of_all(self, feature_WF, n_each):
+        """Return the outputs (targets,) of one sample of any number of windows.
+
+        Parameters
+        ----------
+        feature_WF : tensor, shape (windows, n)
+            Features of at least one window, in order of time.
+        n_each : int
+            Windows of a sample in training.
+
+        Notes
+        -----
+        The maximum over many windows is larger than over the ``n_each`` that the head has seen. So beyond ``n_each``
+        windows are dealt to G = ceil(windows / n_each) groups, every G-th one to the same group, and the outputs of
+        the groups are averaged.
+        """
+        n_groups = -(-len(feature_WF) // n_each)
+        n_rows, n_longer = divmod(len(feature_WF), n_groups)
+        group_GWF = feature_WF[: n_rows * n_groups].unflatten(0, (n_rows, n_groups)).transpose(0, 1)
+        longer_GWF = torch.cat([group_GWF[:n_longer], feature_WF[n_rows * n_groups :, None]], dim=1)
+        return torch.cat([self.joined(longer_GWF), self.joined(group_GWF[n_longer:])]).mean(0)
+
     def forward(self, x_BLT, n_each=None):
         """Return the outputs (B, targets) of windows; with ``n_each`` those of samples too.
 

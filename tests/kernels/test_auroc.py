@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import poisson
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
-from anyecg.kernels.auroc import METRICS, Ranking, auroc
+from anyecg.kernels.auroc import METRICS, Ranking, auroc, poisson_weights
 
 UNITS = st.lists(
     st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 4)), min_size=2, max_size=60
@@ -60,14 +60,11 @@ def test_replicates_are_functions_of_seed_number_and_cluster_alone():
 
 
 def test_replicates_equal_the_metric_under_drawn_poisson_weights():
-    from anyecg.kernels.auroc import _POISSON_64, _weights
-
     rng = np.random.default_rng(10)
     score, label, cluster = rng.standard_normal(300), rng.integers(0, 2, 300), rng.integers(0, 80, 300)
     ranking = Ranking(score, label, cluster)
-    drawn = np.empty((200, len(ranking.clusters)), np.int64)
-    for replicate in range(200):
-        _weights(np.uint64(6), replicate, ranking.clusters, _POISSON_64, drawn[replicate])
+    drawn = poisson_weights(ranking.clusters, 0, 200, seed=6)
+    np.testing.assert_array_equal(poisson_weights(ranking.clusters, 7, 9, seed=6), drawn[7:9])
     share = np.bincount(drawn.ravel(), minlength=5)[:5] / drawn.size
     np.testing.assert_allclose(share, poisson(1).pmf(range(5)), atol=0.01)
     assert ranking.clusters.tolist() == sorted(set(cluster))

@@ -23,14 +23,14 @@ def attributes(split, form="none"):
     }  # fmt: skip
 
 
-def tiny_sets(n_windows, split, rng, *, n_visits=4, first_patient=0):
-    """Return the sets of a tiny shard: each window is paired with every draw of its visit."""
+def tiny_sets(n_windows, split, rng, *, n_visits=4, first_patient=0, missing=0.0):
+    """Return the sets of a tiny shard: each window is paired with every draw of its visit; a share has no values."""
     n_draws = n_visits + 2
     window_visit = np.sort(rng.integers(0, n_visits, n_windows))
     draw_visit = np.concatenate([np.arange(n_visits), [0, 1]])
     window, draw = np.nonzero(window_visit[:, None] == draw_visit)
     key = first_patient + np.arange(n_visits)
-    return {
+    sets = {
         "windows/scale": rng.random(n_windows) + 0.5, "windows/visit": window_visit,
         "windows/start": np.arange(n_windows) * 10_000_000, "windows/flags": rng.integers(0, 4, n_windows),
         "draws/labels": rng.integers(-1, 2, (n_draws, 2)), "draws/values": rng.random((n_draws, 1)),
@@ -43,6 +43,8 @@ def tiny_sets(n_windows, split, rng, *, n_visits=4, first_patient=0):
         "visits/patient": key, "visits/visit": key + 1000, "visits/split": np.full(n_visits, split_number(split)),
         "visits/age": rng.random(n_visits), "visits/sex": rng.integers(-1, 2, n_visits),
     }  # fmt: skip
+    sets["draws/values"][rng.random(n_draws) < missing] = np.nan
+    return sets
 
 
 def split_number(split):

@@ -4,21 +4,27 @@ import shutil
 
 import numpy as np
 import pytest
-from scipy.stats import t
-from sklearn.metrics import roc_auc_score
+from mpi4py import MPI
+from scipy.special import expit, softmax
+from scipy.stats import spearmanr, t
+from sklearn.metrics import f1_score, mean_absolute_error, r2_score, roc_auc_score
 
-from anyecg.train.evaluate import (
-    HEAD,
-    bootstrap_auroc,
-    interval_of,
-    one_target,
-    read_results,
-    units_of,
-    youden_threshold,
-)
+from anyecg.loaders.errors import ConfigError, ModelError
+from anyecg.loaders.index import write_index
+from anyecg.loaders.shard_file import describe_shard
+from anyecg.loaders.stream import open_index
+from anyecg.loaders.values import draw_values
+from anyecg.train.evaluate import EvaluateConfig, bootstrap_auroc, evaluate, read_results, youden_threshold
+from anyecg.train.heads import ranked_of, scores_of
+from anyecg.train.intervals import interval_of
 from anyecg.train.predict import read_scores
+from anyecg.train.units import one_target, truth_of, units_of
 
-from ..conftest import on_ranks
+from ..conftest import anyecg, on_ranks
+from ..loaders.tiny import write_tiny_shard
+from .made import card_of, predict_made, publish_made
+
+HEAD = ("target", "horizon_min", "level", "n", "n_positive", "n_patients", "n_patients_positive")
 
 
 def scored(n=400, n_patients=80, seed=1):
@@ -73,7 +79,7 @@ def test_one_class_has_no_number_and_a_perfect_score_no_interval():
     perfect = bootstrap_auroc(np.arange(20.0), np.arange(20) >= 10, np.arange(20), n_replicates=50)
     assert perfect.value == 1
     assert np.isnan([perfect.low, perfect.high]).all()
-    assert np.isnan(interval_of(0.7, np.array([0.6, 0.8]), n_fewer=1, level=0.95, interval="logit-t")).all()
+    assert np.isnan(interval_of(0.7, np.array([0.6, 0.8]), df=0, level=0.95, interval="logit-t")).all()
 
 
 def test_coverage_of_the_default_interval_is_near_its_level():
@@ -98,7 +104,7 @@ def test_youden_takes_the_best_threshold_of_all():
 def test_levels_agree_with_a_slow_count(small_run, small_index):
     scores = read_scores(small_run / "scores.h5", small_index)
     tables = small_index.tables
-    logit_of = dict(zip(scores["test"][0].tolist(), scores["test"][1], strict=True))
+    logit_of = dict(zip(scores.windows["test"][0].tolist(), scores.windows["test"][1], strict=True))
     draws: dict = {}
     for pair in small_index.pairs_of("test", 60):
         draws.setdefault(int(tables["pair_draw"][pair]), []).append(logit_of[int(tables["pair_window"][pair])])
@@ -111,8 +117,7 @@ def test_levels_agree_with_a_slow_count(small_run, small_index):
 
 
 def test_results_have_the_agreed_columns_and_true_counts(small_run, small_index):
-    with (small_run / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(small_run / "results.csv")
     assert tuple(rows[0])[:7] == HEAD
     assert tuple(rows[0])[7:10] == ("auroc", "auroc_low", "auroc_high")
     assert [(row["target"], row["level"]) for row in rows] == [
@@ -144,3 +149,168 @@ def test_tables_are_the_same_bytes_on_any_number_of_ranks(small_run, tmp_path):
 
 def test_results_json_is_strict_json(small_run):
     json.loads((small_run / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+@pytest.fixture(scope="module")
+def exclusive(small_index, tmp_path_factory):
+    """Return the scores of a model of exclusive labels that joins windows."""
+    folder = tmp_path_factory.mktemp("exclusive")
+    return predict_made(folder, small_index, head="exclusive", join="features", windows_per_sample=3)
+
+
+def evaluated(folder, index, scores, **config):
+    folder.mkdir(exist_ok=True)
+    config = EvaluateConfig(n_replicates=50, **config)
+    return evaluate(folder, index, scores, config, seed=1, comm=MPI.COMM_SELF, stage_hash="0")
+
+
+def csv_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_log_odds_of_exclusive_labels_rank_as_their_softmax_and_tell_apart_what_rounds_to_one(small_index):
+    output = np.random.default_rng(1).standard_normal((50, 3)) * 3
+    card = card_of(small_index, head="exclusive")
+    np.testing.assert_allclose(expit(ranked_of(output, card)), softmax(output, axis=1), atol=1e-12)
+    np.testing.assert_allclose(scores_of(output, card), softmax(output, axis=1))
+    sure = ranked_of([[90.0, 0, 0], [95.0, 0, 0], [np.nan, 0, 0]], card)
+    assert sure[1, 0] > sure[0, 0]
+    assert np.isnan(sure[2]).all()
+    np.testing.assert_array_equal(ranked_of(output, card_of(small_index)), output)
+
+
+def test_the_level_draw_head_has_the_joining_heads_own_outputs(small_index, exclusive):
+    units = units_of(small_index, exclusive, "test", 30, "draw-head")
+    draws, outputs = exclusive.draws["test", 30]
+    np.testing.assert_array_equal(units.draw, draws)
+    np.testing.assert_allclose(expit(units.logit), softmax(outputs.astype(float), axis=1), atol=1e-6)
+    mean = units_of(small_index, exclusive, "test", 30, "draw")
+    np.testing.assert_array_equal(mean.draw, draws)
+    assert np.abs(mean.logit - units.logit).max() > 1e-3
+    assert one_target(units, 0, "draw-head").tolist() == one_target(mean, 0, "draw").tolist()
+
+
+def test_draw_head_of_a_model_that_joins_no_windows_is_refused_in_one_line(small_run, small_index, tmp_path):
+    scores = read_scores(small_run / "scores.h5", small_index)
+    with pytest.raises(ConfigError, match="'draw-head' is that of a head which joins windows: the model's join is"):
+        evaluated(tmp_path, small_index, scores, levels=["draw-head"])
+    run = shutil.copytree(small_run, tmp_path / "run")
+    for stage in ("evaluate", "run"):
+        done = anyecg(stage, run / "config.toml", f"folder={run}", 'evaluate.levels=["draw", "draw-head"]')
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "take 'draw-head' out of evaluate.levels" in done.stderr
+
+
+def test_exclusive_labels_get_one_versus_rest_rows_and_decisions(small_index, exclusive, tmp_path):
+    levels = ["window", "draw", "draw-head", "visit"]
+    classes = list(small_index.targets[:2])
+    tables = evaluated(tmp_path, small_index, exclusive, levels=levels, f1_classes=classes)
+    assert [len(tables[name]) for name in ("rows", "decisions", "regression")] == [12, 20, 0]
+    for level in levels:
+        units = units_of(small_index, exclusive, "test", 60, level)
+        known = np.flatnonzero((units.label == 1).sum(1) == 1)
+        true, called = units.label[known].argmax(1), units.logit[known].argmax(1)
+        wanted = [*f1_score(true, called, average=None, labels=range(3), zero_division=0), (true == called).mean()]
+        found = [row for row in tables["decisions"] if row["level"] == level]
+        assert [row["target"] for row in found] == [*small_index.targets, "all", "mean"]
+        np.testing.assert_allclose([row["f1"] for row in found], [*wanted, np.mean(wanted[:2])], atol=1e-12)
+    units = units_of(small_index, exclusive, "test", 60, "draw")
+    for number, row in enumerate(tables["rows"][3:6]):
+        assert row["auroc"] == pytest.approx(roc_auc_score(units.label[:, number], expit(units.logit[:, number])))
+    assert {tuple(row)[:5] for row in csv_rows(tmp_path / "decisions.csv")} == {
+        ("target", "horizon_min", "level", "n", "n_positive")
+    }
+    assert len(read_results(tmp_path / "results.json", "decisions")) == 20
+    assert not (tmp_path / "regression.csv").exists()
+
+
+def test_tables_of_another_head_do_not_stay_behind(small_run, small_index, exclusive, tmp_path):
+    evaluated(tmp_path, small_index, exclusive)
+    assert (tmp_path / "decisions.csv").exists()
+    evaluated(tmp_path, small_index, read_scores(small_run / "scores.h5", small_index))
+    assert not (tmp_path / "decisions.csv").exists()
+    assert read_results(tmp_path / "results.json", "decisions") == []
+
+
+def test_classes_that_are_no_targets_are_refused(small_index, exclusive, tmp_path):
+    with pytest.raises(ConfigError, match="'AF' is none of the targets; found atrial_fibrillation"):
+        evaluated(tmp_path, small_index, exclusive, f1_classes=["AF"])
+
+
+def of_ranks(run, *stages):
+    """Return the bytes of the results of 1, 2 and 3 ranks."""
+    found = []
+    for n_ranks in (1, 2, 3):
+        for stage in stages:
+            done = on_ranks(n_ranks, stage, run / "config.toml", f"folder={run}")
+            assert done.returncode == 0, done.stderr
+        names = ("scores.h5", "results.csv", "results.json", "decisions.csv", "regression.csv")
+        found.append({name: (run / name).read_bytes() for name in names if (run / name).exists()})
+    return found
+
+
+def test_decisions_are_the_same_bytes_on_any_number_of_ranks(small_run, small_index, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    publish_made(run / "model", small_index, head="exclusive")
+    found = of_ranks(run, "predict", "evaluate")
+    assert "decisions.csv" in found[0]
+    assert found == [found[0]] * 3
+
+
+@pytest.fixture(scope="module")
+def valued(tmp_path_factory):
+    """Return a run folder of tiny shards with measured values, one patient in ten without, and a regression on them."""
+    run = tmp_path_factory.mktemp("valued") / "run"
+    (run / "shards").mkdir(parents=True)
+    described = []
+    for number, (split, n_windows) in enumerate((("train", 64), ("val", 100), ("test", 400))):
+        path = run / "shards" / f"shard-{number:05d}.h5"
+        write_tiny_shard(path, split, n_windows, seed=number, first_patient=100 * number, n_visits=40, missing=0.1)
+        described.append(describe_shard(path))
+    counts = {"windows": 564}
+    write_index(run / "shards", described, {"stage_hash": "3", "cohort_hash": "4", "counts": counts})
+    (run / "config.toml").write_text("[evaluate]\nlevels = ['window', 'draw', 'visit']\nn_replicates = 100\n")
+    index = open_index(run / "shards")
+    return run, index, predict_made(run, index, head="regression", value_mean=[0.5], value_sd=[0.3])
+
+
+def test_values_that_were_not_measured_do_not_count(valued, tmp_path):
+    _, index, scores = valued
+    values = draw_values(index)[:, 0]
+    tables = evaluated(tmp_path, index, scores, levels=["window", "draw", "visit"])
+    assert (tables["rows"], tables["decisions"]) == ([], [])
+    assert csv_rows(tmp_path / "results.csv") == []
+    assert [row["level"] for row in tables["regression"]] == ["window", "draw", "visit"]
+    for row in tables["regression"]:
+        units = units_of(index, scores, "test", 60, row["level"])
+        rows = one_target(units, 0, row["level"])
+        assert not np.isnan(values[units.draw[rows]]).any()
+        true, found = values[units.draw[rows]].astype(float), units.logit[rows, 0]
+        assert (row["target"], row["n"]) == ("c", len(rows))
+        assert row["mae"] == pytest.approx(mean_absolute_error(true, found))
+        assert row["r2"] == pytest.approx(r2_score(true, found))
+        assert row["spearman"] == pytest.approx(spearmanr(true, found).statistic)
+        for metric in ("mae", "r2", "spearman"):
+            assert row[f"{metric}_low"] < row[metric] < row[f"{metric}_high"]
+    assert np.isnan(values[index.shards_of("test")[0].draws]).any()
+
+
+def test_a_draws_estimate_is_in_the_units_of_its_component(valued):
+    _, index, scores = valued
+    window, output = scores.windows["test"]
+    units = units_of(index, scores, "test", 60, "window")
+    np.testing.assert_allclose(units.logit, 0.5 + 0.3 * output[np.searchsorted(window, units.window)].astype(float))
+
+
+def test_components_that_the_shards_do_not_have_are_refused(valued):
+    _, index, scores = valued
+    with pytest.raises(ModelError, match="no values of potassium, which the model estimates; found c"):
+        truth_of(index, {**scores.card, "targets": ["c", "potassium"]}, ["test"])
+
+
+def test_regressions_are_the_same_bytes_on_any_number_of_ranks(valued, tmp_path):
+    run = shutil.copytree(valued[0], tmp_path / "run")
+    found = of_ranks(run, "predict", "evaluate")
+    assert "regression.csv" in found[0]
+    assert found == [found[0]] * 3

@@ -1,17 +1,24 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import ModelError, RecordError, UpgradeNeeded
-from anyecg.train.model import check_target_table, open_model
+from anyecg.loaders.progress import Progress
+from anyecg.loaders.reader import WindowReader
+from anyecg.loaders.stream_config import StreamConfig
+from anyecg.train import predict
+from anyecg.train.model import build_model, check_target_table, open_model
 from anyecg.train.predict import predict_files, read_scores
 
 from ..conftest import DEMO, anyecg, on_ranks
+from .made import predict_made, publish_made
 
 
 def rows_of(path):
@@ -41,25 +48,110 @@ def file_scores(small_run, tmp_path_factory):
 def test_scores_hold_every_window_of_val_and_test_once(small_run, small_index):
     scores = read_scores(small_run / "scores.h5", small_index)
     for split in ("val", "test"):
-        np.testing.assert_array_equal(scores[split][0], small_index.windows_of(split))
-        assert np.isfinite(scores[split][1]).all()
-        assert scores[split][1].shape == (len(scores[split][0]), 3)
+        np.testing.assert_array_equal(scores.windows[split][0], small_index.windows_of(split))
+        assert np.isfinite(scores.windows[split][1]).all()
+        assert scores.windows[split][1].shape == (len(scores.windows[split][0]), 3)
 
 
-def test_scores_are_the_same_on_any_number_of_ranks(small_run, tmp_path, small_index):
+@pytest.fixture(scope="module")
+def joined(small_index, tmp_path_factory):
+    """Return the folder of a model that joins two windows, and its scores."""
+    folder = tmp_path_factory.mktemp("joined")
+    return folder, predict_made(folder, small_index, head="exclusive", join="features", windows_per_sample=2)
+
+
+def features_of(model, index, windows):
+    """Return the features of windows, read and standardised one by one."""
+    reader = WindowReader(index)
+    mv = reader.read(windows)[:, 0] * index.tables["window_scale"][windows][:, None].astype(float)
+    reader.close()
+    x = (mv - mv.mean(1, keepdims=True)) / mv.std(1, keepdims=True)
+    with torch.no_grad():
+        return model.features(torch.from_numpy(x.astype(np.float32))[:, None])
+
+
+def test_a_draw_is_read_in_interleaved_groups_of_its_windows_in_order_of_time(small_index, joined):
+    folder, scores = joined
+    model, tables = open_model(folder / "model")[0], small_index.tables
+    assert set(scores.draws) == {(split, horizon) for split in ("val", "test") for horizon in (60, 30, 15)}
+    n_groups = []
+    for (split, horizon), (draws, outputs) in scores.draws.items():
+        pairs = small_index.pairs_of(split, horizon)
+        assert draws.tolist() == sorted(set(tables["pair_draw"][pairs].tolist()))
+        for draw, output in zip(draws, outputs, strict=True):
+            windows = tables["pair_window"][pairs][tables["pair_draw"][pairs] == draw]
+            windows = np.array(sorted(windows.tolist(), key=lambda window: tables["window_start"][window]))
+            features = features_of(model, small_index, windows)
+            groups = [features[group :: -(-len(windows) // 2)] for group in range(-(-len(windows) // 2))]
+            n_groups.append(len(groups))
+            wanted = [
+                model.several(torch.cat([group.mean(0), group.max(0).values])).detach().numpy() for group in groups
+            ]
+            np.testing.assert_allclose(output, np.mean(wanted, axis=0), atol=1e-4)
+    assert {1, 2, 3} <= set(n_groups)
+
+
+def test_a_draw_with_no_more_windows_than_a_sample_is_one_sample():
+    network = build_model("resnet", n_leads=1, n_targets=3, seed=1, join="features").eval()
+    feature = torch.randn(7, network.dense.in_features, generator=torch.manual_seed(2))
+    with torch.no_grad():
+        for n_each in (7, 8, 100):
+            torch.testing.assert_close(network.joined_of_all(feature, n_each), network.joined(feature[None])[0])
+        for n_windows in range(1, 8):
+            some = feature[:n_windows]
+            n_groups = -(-n_windows // 3)
+            slow = [network.joined(some[group::n_groups][None])[0] for group in range(n_groups)]
+            torch.testing.assert_close(network.joined_of_all(some, 3), torch.stack(slow).mean(0))
+
+
+def test_scores_of_windows_do_not_depend_on_how_draws_are_read(small_index, joined, tmp_path):
+    plain = predict_made(tmp_path, small_index, head="exclusive")
+    assert plain.draws == {}
+    for split, (rows, outputs) in plain.windows.items():
+        np.testing.assert_array_equal(joined[1].windows[split][0], rows)
+        np.testing.assert_array_equal(joined[1].windows[split][1], outputs)
+
+
+def test_scores_say_head_and_join_and_carry_the_card(joined):
+    with h5py.File(joined[0] / "scores.h5") as file:
+        assert (file.attrs["head"], file.attrs["join"]) == ("exclusive", "features")
+    assert joined[1].card == json.loads((joined[0] / "model/card.json").read_text())
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3, 40])
+def test_ranks_read_whole_visits_in_the_batches_of_one(small_index, joined, monkeypatch, n_ranks):
+    monkeypatch.setattr(predict, "BATCH", 8)
+    model, card = open_model(joined[0] / "model")
+    rows = small_index.windows_of("test")
+
+    def outputs(rank, n_ranks):
+        comm = SimpleNamespace(rank=rank, size=n_ranks)
+        visits = predict._Visits(small_index, "test", rows, comm)
+        with Progress("predict", len(rows), " windows", shown=False) as progress:
+            return predict._outputs(model, card, visits, StreamConfig(), torch.device("cpu"), progress, n_ranks)
+
+    alone = outputs(0, 1)
+    parts = [outputs(rank, n_ranks) for rank in range(n_ranks)]
+    assert len(rows) > 3 * 8
+    for name, (own_rows, own_outputs) in alone.items():
+        np.testing.assert_array_equal(np.concatenate([part[name][0] for part in parts]), own_rows)
+        np.testing.assert_array_equal(np.concatenate([part[name][1] for part in parts]), own_outputs)
+
+
+def test_scores_are_the_same_bytes_on_any_number_of_ranks(small_run, small_index, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
-    wanted = read_scores(run / "scores.h5", small_index)
-    for n_ranks in (1, 3):
-        (run / "scores.h5").unlink()
+    publish_made(run / "model", small_index, join="features", windows_per_sample=4)
+    found = []
+    for n_ranks in (1, 2, 3):
         done = on_ranks(n_ranks, "predict", run / "config.toml", f"folder={run}")
         assert done.returncode == 0, done.stderr
-        for split, (_, logits) in read_scores(run / "scores.h5", small_index).items():
-            np.testing.assert_allclose(logits, wanted[split][1], atol=1e-4)
+        found.append((run / "scores.h5").read_bytes())
+    assert found == [found[0]] * 3
 
 
 def test_files_get_the_scores_that_their_shards_get(small_run, small_index, tmp_path):
     cohort = open_cohort(small_run / "cohort")
-    windows, logits = read_scores(small_run / "scores.h5", small_index)["test"]
+    windows, logits = read_scores(small_run / "scores.h5", small_index).windows["test"]
     visits = np.asarray(small_index.tables["window_visit"])[windows]
     keys = np.asarray(small_index.tables["visit_visit"])[visits]
     for name, row in cohort.records.select("path", "visit_row").rows()[:12]:

@@ -1,0 +1,231 @@
+"""Models side by side on the same units and the same replicates: each one's metrics, and differences to the first."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import t
+
+from anyecg.kernels import auroc, regression
+from anyecg.loaders.errors import ModelError
+from anyecg.train.decide import ALL, MEAN, Decisions, check_classes, decided
+from anyecg.train.evaluate import EvaluateConfig, without_nan
+from anyecg.train.intervals import Bootstrap, mean_of
+from anyecg.train.predict import Scores
+from anyecg.train.regress import SCALE
+from anyecg.train.units import clusters_of, fewer_clusters, of_level, units_of
+
+COLUMNS = (
+    "target", "metric", "model", "n", "n_positive", "n_patients", "value", "value_low", "value_high", "difference",
+    "difference_low", "difference_high", "t", "p", "p_holm",
+)  # fmt: skip
+_KIND = {"window": "window", "draw": "draw", "draw-head": "draw", "visit": "visit"}
+# The first two of a ranking need no threshold.
+_RANKED = auroc.METRICS[:2]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the models: the name to call it by, what it said, and the level at which it is read."""
+
+    name: str
+    scores: Scores
+    level: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A metric of all models for one target, or for all classes together.
+
+    Attributes
+    ----------
+    value_M : float array, shape (models,)
+    replicates_RM : float array, shape (replicates, models)
+    """
+
+    target: str
+    metric: str
+    counts: dict
+    value_M: np.ndarray
+    replicates_RM: np.ndarray
+    df: float
+
+
+def holm(p):
+    """Return p-values adjusted for their number by Holm's step-down rule; NaN stays and does not count."""
+    p = np.asarray(p, float)
+    adjusted = np.full(len(p), np.nan)
+    order = np.argsort(p)[: int((~np.isnan(p)).sum())]
+    factors = len(order) - np.arange(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return adjusted
+
+
+def common_targets(models):
+    """Return (targets that all models have, those that only some have)."""
+    lists = [model.scores.card["targets"] for model in models]
+    common = [target for target in lists[0] if all(target in each for each in lists)]
+    return common, sorted({target for each in lists for target in each} - set(common))
+
+
+def compare(index, models, config: EvaluateConfig, *, horizon_min, seed, progress):
+    """Lay models side by side.
+
+    Parameters
+    ----------
+    index : anyecg.loaders.index.Index
+        Of the shards that all scores were made from.
+    models : list of Compared
+        At least two; differences are to the first.
+    config : EvaluateConfig
+        What is resampled, how often, and which intervals.
+    progress : function of the number of targets that are done since the last call
+
+    Returns
+    -------
+    dict
+        JSON-like: models, what was compared and how, ``left_out`` (targets that not all have), and ``rows`` of
+        ``COLUMNS``.
+
+    Raises
+    ------
+    ModelError
+        Levels that count other units, heads of other kinds, or no common target.
+
+    Notes
+    -----
+    A unit counts for a target when it was measured and all models have scored it. The statistic of a difference is
+    itself / the SD of its replicates, referred to Student's t with the degrees of freedom of the intervals.
+    """
+    level, *others = {_KIND[model.level] for model in models}
+    if others:
+        raise ModelError(f"levels {', '.join(model.level for model in models)} count other units; take one for all")
+    heads = {model.scores.card["head"] for model in models}
+    if "regression" in heads and len(heads) > 1:
+        raise ModelError(f"heads {', '.join(sorted(heads))} have no metric in common; compare models of one kind")
+    targets, left_out = common_targets(models)
+    if not targets:
+        raise ModelError(f"the models have no target in common; {models[0].name} has {', '.join(left_out[:5])}, ...")
+    bootstrap = Bootstrap(config.n_replicates, seed, config.confidence, config.interval)
+    units = _units(index, models, horizon_min)
+    found = []
+    for target in targets:
+        found += _of_target(target, models, units, level, config.unit, bootstrap)
+        progress(1)
+    families = {metric: [part for part in found if part.metric == metric] for metric in (part.metric for part in found)}
+    # Absolute errors of several components have no common unit, so no mean.
+    rows = [
+        row
+        for metric, parts in families.items()
+        for row in _rows(parts, models, bootstrap, [] if metric == "mae" else parts)
+    ]
+    if heads == {"exclusive"} and not left_out:
+        *classes, pooled = _of_decisions(targets, models, units, level, config, bootstrap)
+        in_mean = [classes[number] for number in check_classes(config.f1_classes, targets)]
+        rows += _rows(classes, models, bootstrap, in_mean) + _lines([pooled], ALL, models, bootstrap)
+    return {
+        "models": [_described(model) for model in models], "index_hash": index.hash, "horizon_min": horizon_min,
+        "unit": config.unit, "n_replicates": config.n_replicates, "seed": seed, "confidence": config.confidence,
+        "interval": config.interval, "left_out": left_out, "rows": [without_nan(row) for row in rows],
+    }  # fmt: skip
+
+
+def _described(model):
+    keys = ("model", "head", "join", "windows_per_sample", "n_parameters", "epoch", "weights_sha256")
+    return {"name": model.name, "level": model.level, **{key: model.scores.card.get(key) for key in keys}}
+
+
+def _units(index, models, horizon_min):
+    """Return each model's units, which must be the same ones in the same order."""
+    units = [units_of(index, model.scores, "test", horizon_min, model.level) for model in models]
+    for model, of_model in zip(models, units, strict=True):
+        if not (np.array_equal(of_model.draw, units[0].draw) and np.array_equal(of_model.window, units[0].window)):
+            raise ModelError(f"{model.name}: scores of other windows than {models[0].name}; run 'anyecg predict' again")
+    return units
+
+
+def _of_target(target, models, units, level, unit, bootstrap):
+    """Return the metrics of one target, over the units that all models have scored."""
+    columns = [model.scores.card["targets"].index(target) for model in models]
+    scored = ~np.isnan([of_model.logit[:, column] for of_model, column in zip(units, columns, strict=True)]).any(0)
+    rows = of_level(units[0], np.flatnonzero(units[0].measured[:, columns[0]] & scored), level)
+    cluster, truth = clusters_of(units[0], rows, unit), units[0].label[rows, columns[0]]
+    logits = [of_model.logit[rows, column] for of_model, column in zip(units, columns, strict=True)]
+    if truth.dtype.kind == "f":
+        metrics: tuple = regression.METRICS
+        measured: list = [regression.Agreement(truth, logit, cluster) for logit in logits]
+        df, n_positive = len(np.unique(cluster)) - 1, float("nan")
+    else:
+        measured = [auroc.Ranking(logit, truth, cluster) for logit in logits]
+        metrics, df, n_positive = _RANKED, fewer_clusters(truth, cluster) - 1, int((truth == 1).sum())
+    counts = {"n": len(rows), "n_positive": n_positive, "n_patients": len(np.unique(units[0].patient[rows]))}
+    value_MK = np.stack([each.measure() for each in measured])
+    replicates_RMK = np.stack([bootstrap.replicates(each.replicates) for each in measured], axis=1)
+    return [
+        _Part(target, metric, counts, value_MK[:, k], replicates_RMK[:, :, k], df) for k, metric in enumerate(metrics)
+    ]
+
+
+def _of_decisions(targets, models, units, level, config, bootstrap):
+    """Return the F1 of each class, then of all of them pooled; a unit goes to the class of its highest score."""
+    scored = ~np.any([np.isnan(of_model.logit).any(1) for of_model in units], axis=0)
+    calls = []
+    for model, of_model in zip(models, units, strict=True):
+        order = [model.scores.card["targets"].index(target) for target in targets]
+        label = np.where(scored[:, None], of_model.label[:, order], -1)
+        rows, called, true = decided(replace(of_model, logit=of_model.logit[:, order], label=label), level)
+        calls.append(called)
+    cluster, patient = clusters_of(units[0], rows, config.unit), units[0].patient[rows]
+    measured = [Decisions(called, true, cluster, len(targets)) for called in calls]
+    value_MC = np.stack([each.measure()[0, :, 0] for each in measured])
+    replicates_RMC = np.stack([bootstrap.replicates(each.replicates)[:, :, 0] for each in measured], axis=1)
+    counts = {"n": len(rows), "n_positive": len(rows), "n_patients": len(np.unique(patient))}
+    parts = []
+    for number, target in enumerate([*targets, ALL]):
+        is_class = (true == number).astype(int)
+        df = (len(np.unique(cluster)) if target == ALL else fewer_clusters(is_class, cluster)) - 1
+        of_class = counts if target == ALL else {**counts, "n_positive": int(is_class.sum())}
+        parts.append(_Part(target, "f1", of_class, value_MC[:, number], replicates_RMC[:, :, number], df))
+    return parts
+
+
+def _rows(parts, models, bootstrap, in_mean):
+    """Return the rows of one metric: of each target, p adjusted for their number, then of the mean of ``in_mean``."""
+    lines = [_lines([part], part.target, models, bootstrap) for part in parts]
+    for number in range(1, len(models)):
+        adjusted = holm([of_target[number]["p"] for of_target in lines])
+        for of_target, p in zip(lines, adjusted.tolist(), strict=True):
+            of_target[number]["p_holm"] = p
+    if in_mean:
+        lines.append(_lines(in_mean, MEAN, models, bootstrap))
+    return [row for of_target in lines for row in of_target]
+
+
+def _lines(parts, target, models, bootstrap):
+    """Return one row a model, for a target or the mean of several."""
+    value_CM = np.stack([part.value_M for part in parts])
+    replicates_RCM = np.stack([part.replicates_RM for part in parts], axis=1)
+    df_C = [part.df for part in parts]
+    none = dict.fromkeys(COLUMNS, float("nan"))
+    lines = []
+    for number, model in enumerate(models):
+        value, replicates, df = mean_of(value_CM[:, number], replicates_RCM[:, :, number], df_C)
+        metric, counts = parts[0].metric, parts[0].counts if len(parts) == 1 else {}
+        line = {**none, "target": target, "metric": metric, "model": model.name, **counts}
+        line |= bootstrap.columns("value", value, replicates, df=df, scale=SCALE.get(metric, "logit"))
+        if number:
+            value, replicates, df = mean_of(
+                value_CM[:, number] - value_CM[:, 0], replicates_RCM[:, :, number] - replicates_RCM[:, :, 0], df_C
+            )
+            line |= _difference(value, replicates, df, bootstrap)
+        lines.append(line)
+    return lines
+
+
+def _difference(value, replicates, df, bootstrap):
+    """Return a difference with its interval, its statistic and the p-value of that."""
+    columns = bootstrap.columns("difference", value, replicates, df=df, scale="plain")
+    valid = replicates[~np.isnan(replicates)]
+    spread = valid.std(ddof=1) if len(valid) > 1 else float("nan")
+    statistic = 0.0 if value == 0 else value / spread if spread > 0 and df >= 1 else float("nan")
+    p = 1.0 if value == 0 else float(2 * t.sf(abs(statistic), df))
+    return {**columns, "t": float(statistic), "p": p}
