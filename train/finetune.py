@@ -43,7 +43,9 @@ def initial_network(config, index, comm, *, n_targets, seed, fresh):
     """Return the network to train, the same on every rank; a fresh start takes the weights of the config's file."""
     n_leads = len(index.leads)
     if not (fresh and config.weights):
-        return build_model(config.model, n_leads=n_leads, n_targets=n_targets, seed=seed, join=config.join)
+        return build_model(
+            config.model, n_leads=n_leads, n_targets=n_targets, seed=seed, fs=index.head["fs"], join=config.join
+        )  # fmt: skip
     error = None
     try:
         network = load_ecgfounder(config.weights, n_targets=n_targets, seed=seed)

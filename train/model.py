@@ -12,16 +12,21 @@ from anyecg.train.net1d import Net1D
 from anyecg.train.resnet import ResNet
 from anyecg.train.s4d import S4D
 
-MODELS = {"resnet": ResNet, "s4d": S4D, "net1d": Net1D}
+MODELS = {
+    "resnet": ResNet,
+    "s4d": S4D,
+    # The published network is the same at any rate.
+    "net1d": lambda in_channels, n_targets, fs: Net1D(in_channels, n_targets),
+}
 
 
-def build_model(name, *, n_leads, n_targets, seed, join="logits"):
-    """Return a freshly initialised network, its weights a function of the seed.
+def build_model(name, *, n_leads, n_targets, seed, fs=500, join="logits"):
+    """Return a freshly initialised network for windows at ``fs`` Hz, its weights a function of the seed.
 
     ``join`` "features" adds the head that reads several windows together.
     """
     torch.manual_seed(seed)
-    network = MODELS[name](in_channels=n_leads, n_targets=n_targets)
+    network = MODELS[name](in_channels=n_leads, n_targets=n_targets, fs=fs)
     if join == "features":
         network.join_features()
     return network
@@ -103,7 +108,8 @@ def open_model(folder):
     card = check_weights(folder)
     weights = folder / "model.safetensors"
     model = build_model(
-        card["model"], n_leads=len(card["leads"]), n_targets=len(card["targets"]), seed=0, join=card["join"]
+        card["model"], n_leads=len(card["leads"]), n_targets=len(card["targets"]), fs=card["fs"], seed=0,
+        join=card["join"],
     )  # fmt: skip
     load_weights(weights, model)
     return model.eval(), card

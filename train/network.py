@@ -4,6 +4,11 @@ import torch
 from torch import nn
 
 
+def stem_stride(fs):
+    """Return the stride that brings a sampling rate in Hz to about 125 Hz, so that kernels last equally long."""
+    return max(1, round(fs / 125))
+
+
 class Network(nn.Module):
     """Features of a window, then ``dense``, the head of single windows.
 

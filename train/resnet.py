@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from anyecg.train.network import Network
+from anyecg.train.network import Network, stem_stride
 
 
 class _SqueezeExcite(nn.Module):
@@ -43,26 +43,28 @@ class _Block(nn.Module):
 
 
 class ResNet(Network):
-    """Residual network of 1.26 M parameters: stem of stride 8, three stages of two blocks, mean and max over time.
+    """Residual network of 0.7 M parameters: stem to 62.5 Hz, three stages of two blocks, mean and max over time.
 
     Parameters
     ----------
     in_channels : int
-        Leads of the input, float32 (B, leads, samples), standardised, 500 Hz.
+        Leads of the input, float32 (B, leads, samples), standardised; any number of samples.
     n_targets : int
         Logits of the output, (B, targets).
+    fs : int
+        Sampling rate of the input in Hz; the stride of the stem follows from it.
     """
 
-    def __init__(self, in_channels=1, n_targets=108, widths=(48, 96, 160), kernel=9):
+    def __init__(self, in_channels=1, n_targets=108, fs=500, widths=(32, 64, 128), kernel=9):
         super().__init__()
         self.in_channels = in_channels
         self.stem = nn.Sequential(
-            nn.Conv1d(in_channels, 32, 15, 4, padding=7, bias=False),
-            nn.GroupNorm(8, 32),
+            nn.Conv1d(in_channels, 24, 15, stem_stride(fs), padding=7, bias=False),
+            nn.GroupNorm(8, 24),
             nn.SiLU(),
             nn.MaxPool1d(2, ceil_mode=True),
         )
-        blocks, n_in = [], 32
+        blocks, n_in = [], 24
         for width in widths:
             blocks += [_Block(n_in, width, kernel, 2), _Block(width, width, kernel, 1)]
             n_in = width

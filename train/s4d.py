@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anyecg.train.network import Network
+from anyecg.train.network import Network, stem_stride
 
 
 def _powers(log_re_HN, log_im_HN, step_K):
@@ -168,21 +168,23 @@ class _Block(nn.Module):
 
 
 class S4D(Network):
-    """State-space network of 0.45 M parameters: stem of stride 16, six blocks, mean and max over time.
+    """State-space network of 0.45 M parameters: stem to 31 Hz, six blocks, mean and max over time.
 
     Parameters
     ----------
     in_channels : int
-        Leads of the input, float32 (B, leads, samples), standardised, 500 Hz; any number of samples.
+        Leads of the input, float32 (B, leads, samples), standardised; any number of samples.
     n_targets : int
         Logits of the output, (B, targets).
+    fs : int
+        Sampling rate of the input in Hz; the stride of the stem follows from it.
     """
 
-    def __init__(self, in_channels=1, n_targets=108, channels=128, n_blocks=6):
+    def __init__(self, in_channels=1, n_targets=108, fs=500, channels=128, n_blocks=6):
         super().__init__()
         self.in_channels = in_channels
         self.stem = nn.Sequential(
-            nn.Conv1d(in_channels, 64, 15, 4, padding=7, bias=False),
+            nn.Conv1d(in_channels, 64, 15, stem_stride(fs), padding=7, bias=False),
             nn.GroupNorm(8, 64),
             nn.GELU(),
             nn.Conv1d(64, channels, 9, 4, padding=4),

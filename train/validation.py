@@ -32,15 +32,17 @@ class Validation:
         pairs = index.pairs_of("val", config.horizon_min)
         draws = np.asarray(tables["pair_draw"])[pairs]
         self.config, self.objective, self.comm, self.device = config, objective, comm, device
+        self.n_each = stream.windows_per_sample
         self.joins = config.join == "features"
         if self.joins:
-            order = np.argsort(draws, kind="stable")
+            # Draw after draw, its windows in order of time.
+            order = np.lexsort([tables["pair_window"][pairs], draws])
             pairs, draws = pairs[order], draws[order]
             units, first_U = np.unique(draws, return_index=True)
+            bounds_U = np.append(first_U, len(draws))
             mine = rows_of_rank(np.arange(len(units)), comm.rank, comm.size)
-            bounds = np.append(first_U, len(draws))
-            self.n_windows_U = np.diff(bounds)[mine]
-            pairs = pairs[bounds[mine[0]] : bounds[mine[-1] + 1]] if len(mine) else pairs[:0]
+            self.n_windows_U = np.diff(bounds_U)[mine]
+            pairs = pairs[bounds_U[mine[0]] : bounds_U[mine[-1] + 1]] if len(mine) else pairs[:0]
             draws = units
         else:
             pairs = rows_of_rank(pairs, comm.rank, comm.size)
@@ -64,7 +66,8 @@ class Validation:
                 found.append((network.features(x_BLT) if self.joins else network(x_BLT)).float())
                 after_each()
             if self.joins and found:
-                found = [network.joined(part[None]) for part in torch.cat(found).split(self.n_windows_U.tolist())]
+                parts = torch.cat(found).split(self.n_windows_U.tolist())
+                found = [network.joined_of_all(part, self.n_each)[None] for part in parts]
         network.train()
         mine = torch.cat(found).cpu().numpy() if found else np.empty((0, len(self.objective.targets)), np.float32)
         gathered = self.comm.gather(mine)
