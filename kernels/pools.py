@@ -5,30 +5,30 @@ import numpy as np
 from anyecg.kernels._jit import kernel
 from anyecg.kernels.counter import mix_pair
 
-_MOST_TURNS = 255
+_ALL = 2**64 - 1
 
 
 @kernel
 def _sort_keys(window_P, pair_P, copy_P, key, out_P):
-    """Pack the turn of a pair within its window above the hash of the window."""
+    """Spread the pairs of a window evenly over 64 bits, from a start that the window's hash decides."""
     first = 0
     for p in range(len(pair_P)):
         if window_P[p] != window_P[first]:
             first = p
-        mine, turn, q = mix_pair(key + np.uint64(1), np.uint64(pair_P[p])), 0, first
+        mine, turn, q = mix_pair(key + np.uint64(1), np.uint64(pair_P[p])), np.uint64(0), first
         while q < len(pair_P) and window_P[q] == window_P[p]:
             other = mix_pair(key + np.uint64(1), np.uint64(pair_P[q]))
-            turn += 1 if other < mine or (other == mine and copy_P[q] < copy_P[p]) else 0
+            turn += np.uint64(1 if other < mine or (other == mine and copy_P[q] < copy_P[p]) else 0)
             q += 1
-        of_window = mix_pair(key + np.uint64(2), np.uint64(window_P[p]))
-        out_P[p] = np.uint64(min(turn, _MOST_TURNS)) << np.uint64(56) | of_window >> np.uint64(8)
+        n_pairs = np.uint64(q - first)
+        out_P[p] = mix_pair(key + np.uint64(2), np.uint64(window_P[p])) // n_pairs + turn * (np.uint64(_ALL) // n_pairs)
 
 
 def pool_order(window_P, pair_P, copy_P, key):
     """Return the order in which a pool gives its pairs.
 
-    First every window with one of its pairs, then those that have a second one, and so on; the windows each time in the
-    same shuffled order, so that two pairs of a window lie about as far apart as the pool has windows.
+    The m pairs of a window stand in the pool at (u + 0) / m, (u + 1) / m, ... of its length, u a hash of the window in
+    [0, 1): as far apart as they can be, and windows with many pairs as frequent at its start as at its end.
 
     Parameters
     ----------

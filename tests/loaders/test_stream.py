@@ -104,7 +104,7 @@ def test_the_order_is_the_same_on_any_number_of_ranks_and_workers(tiny_index, n_
 
 
 def slow_order(index, choice, *, seed, epoch):
-    """Return an epoch as the words of the design say it: shuffled runs, pools, layers, lanes; all in plain lists."""
+    """Return an epoch as the words of the design say it: shuffled runs, pools, lanes; all in plain lists."""
     window, key = index.tables["pair_window"], int(digest([seed, epoch, "train", 60]), 16)
     runs = []
     for _, chunks in itertools.groupby(index.tables["chunks"].tolist(), key=lambda row: row[0]):
@@ -121,9 +121,12 @@ def slow_order(index, choice, *, seed, epoch):
         of_window = {}
         for pair in sorted(pool, key=lambda pair: uniform(key + 1, [pair])[0]):
             of_window.setdefault(window[pair], []).append(pair)
-        by_hash = sorted(of_window, key=lambda one: uniform(key + 2, [one])[0])
-        for layer in range(max(map(len, of_window.values()))):
-            sequence += [of_window[one][layer] for one in by_hash if len(of_window[one]) > layer]
+        places = {
+            pair: (turn + uniform(key + 2, [one])[0]) / len(pairs)
+            for one, pairs in of_window.items()
+            for turn, pair in enumerate(pairs)
+        }
+        sequence += sorted(places, key=places.get)
     n_lanes = choice.lanes
     while n_lanes > n_pools:
         n_lanes //= 2
@@ -146,6 +149,17 @@ def test_the_pairs_of_a_window_lie_as_far_apart_as_their_pool_allows(tiny_index)
     for one in np.unique(window):
         places = np.flatnonzero(window == one)
         assert len(places) == 1 or np.diff(places).min() >= min(pools) // 4
+
+
+def test_repeated_samples_are_as_frequent_at_the_end_of_an_epoch_as_at_its_start(large_index):
+    choice = Choice(balance=0.5, pool_runs=1024, lanes=4)
+    pairs = epoch_order(large_index, seed=0, epoch=0, choice=choice)
+    _, row, times = np.unique(pairs, return_inverse=True, return_counts=True)
+    repeated = times[row] > 1
+    assert 0.05 < repeated.mean() < 0.95
+    parts = np.array([part.mean() for part in np.array_split(repeated, 20)])
+    spread = np.sqrt(repeated.mean() * (1 - repeated.mean()) * 20 / len(repeated))
+    assert np.abs(parts - repeated.mean()).max() < 5 * spread
 
 
 def windows_read(index, choice, *, batch_size, n_ranks):
