@@ -15,11 +15,12 @@ _KEPT_A_LANE = 2
 class EpochOrder:
     """The order of the pairs that an epoch has.
 
-    The runs are shuffled, and every ``pool_runs`` of them make a pool. Within a pool pairs stand in a shuffled order, but
-    those of one window evenly spread, so that they lie as far apart as the pool allows. All pools one after the other are cut into lanes of equal length (to one pair), and the
-    epoch takes a pair of each lane in turn; every second lane runs backwards, so that two lanes come to the pool that
-    the cut between them goes through at the same time. So a rank that always takes the same rows of a batch reads the
-    same lanes, each pool once, but for those that a cut between two ranks goes through.
+    The runs are shuffled, and every ``pool_runs`` of them make a pool. Within a pool pairs stand in a shuffled order,
+    but those of one window evenly spread, so that they lie as far apart as the pool allows. All pools one after the
+    other are cut into lanes of equal length (to one pair), and the epoch takes a pair of each lane in turn; every
+    second lane runs backwards, so that two lanes come to the pool that the cut between them goes through at the same
+    time. So a rank that always takes the same rows of a batch reads the same lanes, each pool once, but for those that
+    a cut between two ranks goes through.
 
     Parameters
     ----------

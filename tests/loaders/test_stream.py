@@ -152,7 +152,7 @@ def test_the_pairs_of_a_window_lie_as_far_apart_as_their_pool_allows(tiny_index)
 
 
 def test_repeated_samples_are_as_frequent_at_the_end_of_an_epoch_as_at_its_start(large_index):
-    choice = Choice(balance=0.5, pool_runs=1024, lanes=4)
+    choice = Choice(balance=0.5, run_chunks=4, pool_runs=1024)
     pairs = epoch_order(large_index, seed=0, epoch=0, choice=choice)
     _, row, times = np.unique(pairs, return_inverse=True, return_counts=True)
     repeated = times[row] > 1
