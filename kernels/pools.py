@@ -9,16 +9,22 @@ _ALL = 2**64 - 1
 
 
 @kernel
+def _lot(pair, copy, key):
+    """Return the hash that decides the turn of an occurrence of a pair among those of its window."""
+    return mix_pair(key + np.uint64(1) + np.uint64(3) * np.uint64(copy), np.uint64(pair))
+
+
+@kernel
 def _sort_keys(window_P, pair_P, copy_P, key, out_P):
     """Spread the pairs of a window evenly over 64 bits, from a start that the window's hash decides."""
     first = 0
     for p in range(len(pair_P)):
         if window_P[p] != window_P[first]:
             first = p
-        mine, turn, q = mix_pair(key + np.uint64(1), np.uint64(pair_P[p])), np.uint64(0), first
+        mine, turn, q = _lot(pair_P[p], copy_P[p], key), np.uint64(0), first
         while q < len(pair_P) and window_P[q] == window_P[p]:
-            other = mix_pair(key + np.uint64(1), np.uint64(pair_P[q]))
-            turn += np.uint64(1 if other < mine or (other == mine and copy_P[q] < copy_P[p]) else 0)
+            other = _lot(pair_P[q], copy_P[q], key)
+            turn += np.uint64(1 if other < mine or (other == mine and q < p) else 0)
             q += 1
         n_pairs = np.uint64(q - first)
         out_P[p] = mix_pair(key + np.uint64(2), np.uint64(window_P[p])) // n_pairs + turn * (np.uint64(_ALL) // n_pairs)
