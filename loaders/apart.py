@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 
 from anyecg.loaders.errors import AnyECGError, ShardError, UpgradeNeeded
-from anyecg.loaders.shard_parse import REMAKE, parse_shard
+from anyecg.loaders.shard_parse import REMAKE, parse_draws, parse_shard
 
 _SPARE_MEMORY, _MOST_MEMORY = 96 << 20, 1 << 30
 _BYTES_PER_SECOND = 20e6
@@ -24,11 +24,11 @@ _ERRORS = {error.__name__: error for error in (ShardError, UpgradeNeeded)}
 _idle: list[subprocess.Popen] = []
 
 
-def parse_apart(path):
-    """Do ``parse_shard`` in a child process."""
+def parse_apart(path, parse=parse_shard):
+    """Do ``parse_shard``, or ``parse_draws``, in a child process."""
     absolute = str(Path(path).absolute())
     child = _take_child()
-    child.stdin.write(json.dumps(absolute).encode() + b"\n")
+    child.stdin.write(json.dumps([parse.__name__, absolute]).encode() + b"\n")
     child.stdin.flush()
     answer = child.stdout.readline()
     if not answer.endswith(b"\n"):
@@ -74,17 +74,18 @@ def _bound(n_bytes):
 
 
 def main():
-    """Answer each path on standard input with one line of JSON on standard output."""
+    """Answer each parse and path on standard input with one line of JSON on standard output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # HDF5 would look for code that reads what it cannot read in folders of plugins.
     for _ in range(h5py.h5pl.size()):
         h5py.h5pl.remove(0)
+    parses = {"parse_shard": parse_shard, "parse_draws": parse_draws}
     for line in sys.stdin.buffer:
-        path = json.loads(line)
+        parse, path = json.loads(line)
         try:
             _bound(Path(path).stat().st_size)
-            answer = parse_shard(path)
+            answer = parses[parse](path)
         except (AnyECGError, OSError) as cause:
             error = UpgradeNeeded if isinstance(cause, UpgradeNeeded) else ShardError
             answer = {"error": error.__name__, "said": str(cause)}

@@ -1,5 +1,6 @@
 """What a shard must hold, and the parse that refuses all else: no link is followed, no filter started but ours."""
 
+import base64
 import contextlib
 import json
 import os
@@ -145,10 +146,7 @@ def parse_shard(path):
     with opened(path) as (file, attributes):
         found = {name: _checked(file, name, path, attributes) for name in SETS}
         signal_set = found.pop(SIGNAL)
-        n_raw = sum(dataset.size * dataset.dtype.itemsize for dataset in found.values())
-        # Chunks that are not in the file would be read as zeros, and as many as the shapes say.
-        if n_raw > n_bytes:
-            raise ShardError(f"{path}: its sets say {n_raw} bytes, more than the file holds; {REMAKE}")
+        _check_size(found, path)
         places = _places(signal_set, attributes["filter"], path, n_bytes)
         sets = {name: dataset[...] for name, dataset in found.items()}
         if attributes["filter"] != "none":
@@ -165,6 +163,32 @@ def parse_shard(path):
         "counts": json.loads(attributes.pop("counts")),
         "attributes": attributes,
     }
+
+
+def parse_draws(path):
+    """Parse the sets of a shard's draws in this process, and nothing else of it.
+
+    Returns
+    -------
+    dict
+        JSON-like: targets and components (lists of names), sets (name to the values as base64 of their bytes).
+
+    Raises
+    ------
+    ShardError, UpgradeNeeded
+    """
+    with opened(path) as (file, attributes):
+        found = {name: _checked(file, name, path, attributes) for name in SETS if name.startswith("draws/")}
+        _check_size(found, path)
+        sets = {name: base64.b64encode(dataset[...].tobytes()).decode() for name, dataset in found.items()}
+    return {"sets": sets, **{name: json.loads(attributes[name]) for name in ("targets", "components")}}
+
+
+def _check_size(found, path):
+    """Refuse sets whose chunks cannot all be in the file: they would be read as zeros, as many as the shapes say."""
+    n_raw = sum(dataset.size * dataset.dtype.itemsize for dataset in found.values())
+    if n_raw > Path(path).stat().st_size:
+        raise ShardError(f"{path}: its sets say {n_raw} bytes, more than the file holds; {REMAKE}")
 
 
 def _own_set(file, name, path):

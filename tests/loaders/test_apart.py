@@ -12,7 +12,7 @@ import pytest
 from anyecg.loaders import apart
 from anyecg.loaders.apart import end_children, parse_apart
 from anyecg.loaders.errors import ShardError, UpgradeNeeded
-from anyecg.loaders.shard_parse import parse_shard
+from anyecg.loaders.shard_parse import parse_draws, parse_shard
 
 from .hostile import of_text
 from .tiny import write_tiny_shard
@@ -39,6 +39,11 @@ def test_a_child_finds_what_this_process_finds(shard, monkeypatch):
     monkeypatch.chdir(shard.parent)
     assert parse_apart(shard.name) == wanted
     assert len(apart._idle) == 1
+
+
+def test_a_child_reads_the_draws_as_this_process_does(shard):
+    assert parse_apart(shard, parse_draws) == parse_draws(shard)
+    assert parse_apart(shard) == as_lists(parse_shard(shard))
 
 
 def test_its_error_is_raised_here_with_the_path_as_given(shard, monkeypatch):
@@ -91,7 +96,8 @@ def test_ended_children_leave_nothing_behind(shard):
 def in_child(body):
     """Run ``body`` in place of the parse, in a child of this test's own; return how it ended and what it wrote."""
     code = f"import anyecg.loaders.apart as apart\n{body}\napart.main()\n"
-    done = subprocess.run([sys.executable, "-c", code], input=f'"{__file__}"\n' * 2, capture_output=True, text=True)
+    lines = f'["parse_shard", "{__file__}"]\n' * 2
+    done = subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, text=True)
     return done.returncode, done.stdout.splitlines()
 
 
