@@ -14,7 +14,7 @@ OURS = {
     "train_batch_size": "finetune.batch_size", "train_micro_batch_size_per_gpu": "finetune.batch_size",
     "gradient_accumulation_steps": "finetune.accumulation", "gradient_clipping": "finetune.gradient_clip",
     "torch_autocast": "finetune.precision", "optimizer": "finetune.learning_rate", "scheduler": "finetune.schedule",
-    "bf16": "finetune.precision", "fp16": "finetune.precision",
+    **dict.fromkeys(("bf16", "bfloat16", "fp16", "amp"), "finetune.precision"),
 }  # fmt: skip
 
 
@@ -45,6 +45,8 @@ def deepspeed_config(config, raw, *, n_ranks, on_gpu):
         if name in raw:
             raise ConfigError(f"deepspeed.{name}: that is what {key} decides; set it there")
     zero = raw.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f"deepspeed.zero_optimization: found {zero!r}; wanted a table [deepspeed.zero_optimization]")
     if "stage" in zero:
         raise ConfigError("deepspeed.zero_optimization.stage: that is what finetune.zero decides; set it there")
     micro = -(-config.batch_size // (n_ranks * config.accumulation))

@@ -54,7 +54,7 @@ def predict_shards(path, index: Index, model_folder, *, stream, comm, stage_hash
     with Progress("predict", n_all, " windows", shown=comm.rank == 0) as progress:
         for split, rows in windows.items():
             mine = rows_of_rank(rows, comm.rank, comm.size)
-            parts = [np.empty((0, len(index.targets)), np.float32)]
+            parts = [np.empty((0, len(card["targets"])), np.float32)]
             try:
                 parts += _logits(model, index, mine, stream, device, progress, comm.size)
             except (AnyECGError, RuntimeError) as cause:
