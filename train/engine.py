@@ -81,7 +81,7 @@ def is_bf16(config, on_gpu):
 
 def _groups(network, weight_decay):
     """Return the parameters to train: matrices decay, biases, norms and what the network names do not."""
-    apart = getattr(network, "without_decay", frozenset())
+    apart: frozenset[str] = getattr(network, "without_decay", frozenset())
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     decaying = [p for name, p in named if p.ndim > 1 and name.rpartition(".")[2] not in apart]
     others = [p for name, p in named if p.ndim <= 1 or name.rpartition(".")[2] in apart]

@@ -70,10 +70,10 @@ def demo_rows(n):
         return [(row["record"], row) for row in csv.DictReader(file)][:n]
 
 
-def lay_out(folder, head, rows, **finetune):
+def lay_out(folder, columns, rows, **finetune):
     """Lay a config into a folder and make its cohort and shards; return the config's path."""
     with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("record", "patient", *head), *rows])
+        csv.writer(file).writerows([("record", "patient", *columns), *rows])
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in finetune.items())
     (folder / "config.toml").write_text(CONFIG.format(records=DEMO / "records", finetune=lines))
     for stage in ("cohort", "shard"):
