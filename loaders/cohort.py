@@ -31,7 +31,10 @@ class CohortConfig(Section):
         "folder", description="folder: WFDB records and a CSV of labels; mcmed: the layout of MC-MED 1.0.1"
     )
     path: str = Field("", description="folder of the recordings; relative to the config file")
-    labels: str = Field("", description="folder: CSV of record, patient, then one column a target: 1, 0, -1 or empty")
+    labels: str = Field(
+        "",
+        description="folder: CSV of record, patient, then columns of labels (1, 0, -1, empty) or value:NAME",
+    )
     targets: str = Field("", description="mcmed: target table (component, direction, limit, unit); empty: paper's 108")
     limits: Literal["table", "file"] = Field(
         "table", description="mcmed: limits of the target table, or of labs.csv itself (Component_nml_low, _high)"

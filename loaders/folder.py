@@ -11,23 +11,50 @@ from anyecg.loaders.progress import Progress
 from anyecg.loaders.records import find_records, open_record
 
 RESERVED = ("visit_row", "time")
+VALUE = "value:"
 LABEL = {"1": 1, "0": 0, "-1": -1, "": -1}
 
 
 def read_labels(path):
-    """Read the CSV of labels.
+    """Read the CSV of labels and values.
 
     Returns
     -------
-    (polars.DataFrame, tuple of str)
-        Columns ``record``, ``patient`` (text) and one int8 column a target; the targets' names.
+    (polars.DataFrame, tuple of str, tuple of str)
+        Columns ``record``, ``patient`` (text), one int8 column a target, one float32 column ``value:NAME`` a
+        component (NaN not measured); the targets' names; the components' names, without ``value:``.
 
     Raises
     ------
     CohortError
-        No such file, a missing column, no target, or a value that is not 1, 0, -1 or empty.
+        No such file, a missing column, neither target nor value, a label that is not 1, 0, -1 or empty, a value that
+        is no number.
     """
     path = Path(path)
+    table = _read_text(path)
+    for wanted in ("record", "patient"):
+        if wanted not in table.columns:
+            raise CohortError(f"{path}: column '{wanted}' is missing; found {', '.join(table.columns)}")
+        names = table[wanted].str.strip_chars()
+        if (names == "").any():
+            raise CohortError(f"{path} line {int((names == '').to_numpy().argmax()) + 2}: '{wanted}' is empty")
+        table = table.with_columns(names)
+    columns = [name for name in table.columns if name not in ("record", "patient")]
+    components = tuple(name.removeprefix(VALUE) for name in columns if name.startswith(VALUE))
+    targets = tuple(name for name in columns if not name.startswith(VALUE))
+    reserved = [name for name in columns if name in RESERVED or name == VALUE]
+    if reserved:
+        raise CohortError(f"{path}: '{reserved[0]}' cannot be a target's name; give it another one")
+    if not columns:
+        raise CohortError(f"{path}: no target; add one column a target, or {VALUE}NAME, after record and patient")
+    for name in columns:
+        read = _values if name.startswith(VALUE) else _labels
+        table = table.with_columns(read(path, table[name].str.strip_chars()))
+    return table, targets, components
+
+
+def _read_text(path):
+    """Return the CSV with every column as text."""
     if not path.is_file():
         raise CohortError(f"{path}: no such file; give the CSV of labels as 'labels' in [cohort]")
     try:
@@ -38,39 +65,47 @@ def read_labels(path):
     if len(set(names)) < len(names):
         raise CohortError(f"{path}: two columns have one name; found {', '.join(names)}")
     table.columns = names
-    for wanted in ("record", "patient"):
-        if wanted not in table.columns:
-            raise CohortError(f"{path}: column '{wanted}' is missing; found {', '.join(table.columns)}")
-    targets = tuple(name for name in table.columns if name not in ("record", "patient"))
-    reserved = [name for name in targets if name in RESERVED or name.startswith("value:")]
-    if reserved:
-        raise CohortError(f"{path}: '{reserved[0]}' cannot be a target's name; give it another one")
-    if not targets:
-        raise CohortError(f"{path}: no target; add one column a target after record and patient")
-    for target in targets:
-        values = table[target].str.strip_chars()
-        wrong = [row for row, value in enumerate(values) if value not in LABEL]
-        if wrong:
-            raise CohortError(f"{path} line {wrong[0] + 2}: {target} is {values[wrong[0]]!r}; wanted 1, 0, -1 or empty")
-        labels = pl.Series(target, [LABEL[value] for value in values], pl.Int8)
-        table = table.with_columns(labels)
-    for name in ("record", "patient"):
-        table = table.with_columns(pl.col(name).str.strip_chars())
-        if (table[name] == "").any():
-            raise CohortError(f"{path} line {int((table[name] == '').to_numpy().argmax()) + 2}: '{name}' is empty")
-    return table, targets
+    return table
+
+
+def _labels(path, texts):
+    wrong = [row for row, text in enumerate(texts) if text not in LABEL]
+    if wrong:
+        raise CohortError(
+            f"{path} line {wrong[0] + 2}: {texts.name} is {texts[wrong[0]]!r}; wanted 1, 0, -1 or empty"
+        )  # fmt: skip
+    return pl.Series(texts.name, [LABEL[text] for text in texts], pl.Int8)
+
+
+def _values(path, texts):
+    with np.errstate(over="ignore"):
+        numbers = texts.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy().astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(numbers) & (texts != "").to_numpy())
+    if len(wrong):
+        raise CohortError(
+            f"{path} line {wrong[0] + 2}: {texts.name} is {texts[int(wrong[0])]!r}; wanted a number, or empty where it "
+            "was not measured"
+        )
+    return pl.Series(texts.name, numbers, pl.Float32)
 
 
 def folder_cohort(config, *, seed):
     """Make a cohort of the records that ``config.labels`` names below ``config.path``.
 
-    A record that is listed twice, missing, unreadable or without any label goes to the quarantine with its reason.
+    A record that is listed twice, missing, unreadable or without any label or value goes to the quarantine with its
+    reason.
     """
     root = Path(config.path)
     if not root.is_dir():
         raise CohortError(f"{root}: no such folder; give the folder of the recordings as 'path' in [cohort]")
-    table, targets = read_labels(config.labels)
-    listed, labels = table["record"], table.select(targets)
+    table, targets, components = read_labels(config.labels)
+    measured = [*targets, *(VALUE + name for name in components)]
+    listed = table["record"]
+    has_any = table.select(
+        pl.any_horizontal(
+            *(pl.col(name) >= 0 for name in targets), *(pl.col(VALUE + c).is_not_nan() for c in components)
+        )
+    ).to_series()
     repeated = set(listed.filter(listed.is_duplicated()))
     found = set(find_records(root))
     kept: list[int] = []
@@ -83,7 +118,7 @@ def folder_cohort(config, *, seed):
                 reason = "listed twice"
             elif name not in found:
                 reason = "no such record"
-            elif max(labels.row(row)) < 0:
+            elif not has_any[row]:
                 reason = "no label"
             else:
                 try:
@@ -109,7 +144,7 @@ def folder_cohort(config, *, seed):
     )
     records_table = pl.DataFrame(records, schema=RECORD_SCHEMA, orient="row")
     middle = (records_table["n_samples"] / records_table["fs"] * 5e5).round().cast(pl.Int64)
-    draws = pl.DataFrame({"visit_row": records_table["visit_row"], "time": middle}).hstack(table.select(targets))
+    draws = pl.DataFrame({"visit_row": records_table["visit_row"], "time": middle}).hstack(table.select(measured))
     reasons = [reason.split(":")[0] for _, reason in quarantine]
     flow = [
         ("rows in the labels", len(listed)),
@@ -119,7 +154,7 @@ def folder_cohort(config, *, seed):
         ("records without a label row (not used)", len(found - set(listed))),
     ]
     return Cohort(
-        targets=targets, visits=visits, records=records_table, draws=draws,
+        targets=targets, components=components, visits=visits, records=records_table, draws=draws,
         quarantine=pl.DataFrame(quarantine, schema={"record": pl.String, "reason": pl.String}, orient="row"),
         flow=flow, root=root.resolve(),
     )  # fmt: skip

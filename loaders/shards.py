@@ -221,7 +221,7 @@ def _tables(cohort, visits, draws, visit_D):
     """Return the sets of a shard's draws and visits."""
     values = draws.select(f"value:{component}" for component in cohort.components).to_numpy()
     return {
-        "draws/labels": draws.select(cohort.targets).to_numpy().reshape(-1, len(cohort.targets)),
+        "draws/labels": draws.select(cohort.targets).to_numpy().reshape(draws.height, len(cohort.targets)),
         "draws/values": values.reshape(draws.height, len(cohort.components)),
         "draws/time": draws["time"].to_numpy(),
         "draws/visit": visit_D,

@@ -14,7 +14,7 @@ OURS = {
     "train_batch_size": "finetune.batch_size", "train_micro_batch_size_per_gpu": "finetune.batch_size",
     "gradient_accumulation_steps": "finetune.accumulation", "gradient_clipping": "finetune.gradient_clip",
     "torch_autocast": "finetune.precision", "optimizer": "finetune.learning_rate", "scheduler": "finetune.schedule",
-    "bf16": "finetune.precision", "fp16": "finetune.precision",
+    **dict.fromkeys(("bf16", "bfloat16", "fp16", "amp"), "finetune.precision"),
 }  # fmt: skip
 
 
@@ -43,10 +43,12 @@ def deepspeed_config(config, raw, *, n_ranks, on_gpu):
     """
     for name, key in OURS.items():
         if name in raw:
-            raise ConfigError(f"deepspeed.{name}: that is what {key} decides; set it there")
+            raise _refused(f"deepspeed.{name}: that is what {key} decides; set it there")
     zero = raw.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise _refused(f"deepspeed.zero_optimization: found {zero!r}; wanted a table [deepspeed.zero_optimization]")
     if "stage" in zero:
-        raise ConfigError("deepspeed.zero_optimization.stage: that is what finetune.zero decides; set it there")
+        raise _refused("deepspeed.zero_optimization.stage: that is what finetune.zero decides; set it there")
     micro = -(-config.batch_size // (n_ranks * config.accumulation))
     return {
         "steps_per_print": 2**31,
@@ -65,6 +67,13 @@ def deepspeed_config(config, raw, *, n_ranks, on_gpu):
     }  # fmt: skip
 
 
+def _refused(text):
+    """Return the error of a table that every rank has read."""
+    cause = ConfigError(text)
+    cause.on_every_rank = True
+    return cause
+
+
 def is_bf16(config, on_gpu):
     """Say whether the network computes in bf16 under autocast."""
     return config.precision == "bf16" or (config.precision == "auto" and on_gpu)
@@ -72,7 +81,7 @@ def is_bf16(config, on_gpu):
 
 def _groups(network, weight_decay):
     """Return the parameters to train: matrices decay, biases, norms and what the network names do not."""
-    apart = getattr(network, "without_decay", frozenset())
+    apart: frozenset[str] = getattr(network, "without_decay", frozenset())
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     decaying = [p for name, p in named if p.ndim > 1 and name.rpartition(".")[2] not in apart]
     others = [p for name, p in named if p.ndim <= 1 or name.rpartition(".")[2] in apart]
@@ -93,6 +102,11 @@ class Engine:
     seed : int
     comm : MPI communicator
     device : torch.device
+
+    Raises
+    ------
+    ConfigError
+        The [deepspeed] table sets what our own keys decide, or DeepSpeed refuses it.
 
     Attributes
     ----------
@@ -116,10 +130,17 @@ class Engine:
             else _Guarded(groups, config.learning_rate, clip=config.gradient_clip)
         )
         forward = torch.compile(network) if config.compile else network
-        self._deepspeed, self._optimiser, _, _ = deepspeed.initialize(
-            model=forward, optimizer=optimiser,
-            config=deepspeed_config(config, raw, n_ranks=comm.size, on_gpu=device.type == "cuda"),
-        )  # fmt: skip
+        settings = deepspeed_config(config, raw, n_ranks=comm.size, on_gpu=device.type == "cuda")
+        try:
+            self._deepspeed, self._optimiser, _, _ = deepspeed.initialize(
+                model=forward, optimizer=optimiser, config=settings
+            )  # fmt: skip
+        except (AssertionError, ValueError) as cause:
+            if not raw:
+                raise
+            raise _refused(
+                f"[deepspeed]: DeepSpeed refuses it ({' '.join(str(cause).split())}); mend the table"
+            ) from None
         self._base = self._optimiser.optimizer if config.zero else self._optimiser
 
     def train_step(self, batch, step, *, learning_rate, n_each=1, asked=0, phase=lambda name, together: None):
@@ -158,7 +179,7 @@ class Engine:
         norm = self._optimiser._global_grad_norm if self.config.zero else self._optimiser.norm
         self.norm = float(norm)
         left_out = bool(self.comm.allreduce(not np.isfinite(self.norm), op=_largest()))
-        return Step(loss, count_C.sum(), asked, left_out, np.flatnonzero(~finite_B))
+        return Step(loss, float(count_C.sum()), asked, left_out, np.flatnonzero(~finite_B))
 
     def _backward(self, x_BLT, label_BC, denominator, n_each, phase):
         """Add this rank's share to the gradients; return its share of the loss, and which samples' outputs are finite.

@@ -10,6 +10,8 @@ def _share(loss_BC, observed_BC, n_observed):
     """Return the sum of the observed losses over their number: one for all targets, or one for each, (C,)."""
     if n_observed is None:
         n_observed = observed_BC.sum()
+    if isinstance(n_observed, torch.Tensor):
+        n_observed = n_observed.to(loss_BC.dtype)
     return (torch.where(observed_BC, loss_BC, 0.0).sum(0) / (n_observed + _EPSILON)).sum()
 
 

@@ -26,7 +26,7 @@ class Objective:
     Raises
     ------
     ModelError
-        Exclusive labels of which none names just one; no values.
+        No targets; exclusive labels that are fewer than two, or of which none names just one; no values.
     """
 
     def __init__(self, config, index):
@@ -37,6 +37,8 @@ class Objective:
         in_training = np.unique(index.tables["pair_draw"][pairs])
         if config.head == "regression":
             self._standardise(index, in_training)
+        elif not self.targets:
+            raise ModelError(f"{index.folder}: no target, values alone; set finetune.head = 'regression'")
         elif config.head == "exclusive":
             self._check_exclusive(index, in_training)
         elif config.positive_weight:
@@ -49,8 +51,9 @@ class Objective:
         from anyecg.loaders.values import draw_values
 
         value_DC = draw_values(index)
+        value_DC[~np.isfinite(value_DC)] = np.nan
         self.targets = tuple(index.components)
-        if not np.isfinite(value_DC[in_training]).any():
+        if np.isnan(value_DC[in_training]).all():
             raise ModelError(
                 f"{index.folder}: no training draw has a value; a regression needs numbers (value:NAME columns), "
                 "or set finetune.head = 'multilabel'"
@@ -63,6 +66,11 @@ class Objective:
         self.card = {"value_mean": mean_C.tolist(), "value_sd": sd_C.tolist()}
 
     def _check_exclusive(self, index, in_training):
+        if len(self.targets) < 2:
+            raise ModelError(
+                f"{index.folder}: one target, '{self.targets[0]}'; exclusive labels are two or more, a column each; "
+                "set finetune.head = 'multilabel', or add the others"
+            )
         labels = torch.from_numpy(np.asarray(self.label_DC)[in_training])
         if not is_one_of(labels).any():
             raise ModelError(

@@ -7,9 +7,14 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpi4py import MPI
 
 from anyecg.loaders.cohort import Cohort, CohortConfig, build_cohort, open_cohort, split_patients, write_cohort
 from anyecg.loaders.errors import CohortError, UpgradeNeeded
+from anyecg.loaders.shards import ShardConfig, write_shards
+from anyecg.loaders.stream import open_index
+from anyecg.loaders.values import draw_values
+from anyecg.loaders.verify import verify
 
 from ..conftest import DEMO
 
@@ -76,6 +81,23 @@ def test_keys_name_nobody(tmp_path):
         (("record", "patient", "af", " af"), ("A00009", "p", 1, 1), "two columns have one name"),
         (("record", "patient", "af"), ("A00009", "p", 2), "line 2: af is '2'; wanted 1, 0, -1 or empty"),
         (("record", "patient", "af"), ("A00009", "", 1), "line 2: 'patient' is empty"),
+        (("record", "patient", "value:"), ("A00009", "p", 1), "'value:' cannot be a target's name"),
+        (
+            ("record", "patient", "value:hr"),
+            ("A00009", "p", "fast"),
+            "line 2: value:hr is 'fast'; wanted a number, or empty",
+        ),
+        (
+            ("record", "patient", "value:hr"),
+            ("A00009", "p", "inf"),
+            "line 2: value:hr is 'inf'; wanted a number, or empty",
+        ),
+        (
+            ("record", "patient", "value:hr"),
+            ("A00009", "p", "nan"),
+            "line 2: value:hr is 'nan'; wanted a number, or empty",
+        ),
+        (("record", "patient", "value:hr"), ("A00009", "p", "1e39"), "line 2: value:hr is '1e39'; wanted a number, or"),
     ],
 )
 def test_wrong_labels_are_named(tmp_path, head, row, said):
@@ -102,6 +124,33 @@ def test_another_recording_under_the_same_name_makes_another_cohort(tmp_path):
     with (records / "A00009.mat").open("ab") as file:
         file.write(b"12")
     assert build_cohort(config, seed=0).records["digest"].to_list() != before
+
+
+def test_values_stand_beside_labels_in_units_of_their_own(tmp_path):
+    cohort = build_cohort(
+        labels(
+            tmp_path, ("A00009", "p1", 1, " 71.5", ""), ("A00015", "p2", "", "", -3e2), ("A00022", "p3", -1, "", ""),
+            head=("record", "patient", "af", "value:rate", "value:axis"),
+        ),
+        seed=0,
+    )  # fmt: skip
+    assert (cohort.targets, cohort.components) == (("af",), ("rate", "axis"))
+    assert cohort.draws.schema["value:rate"] == pl.Float32
+    assert cohort.draws["af"].to_list() == [1, -1]
+    np.testing.assert_array_equal(cohort.draws.select("value:rate", "value:axis"), [(71.5, np.nan), (np.nan, -300)])
+    assert cohort.quarantine.rows() == [("A00022", "no label")]
+
+
+def test_a_cohort_may_have_values_alone(tmp_path):
+    config = labels(tmp_path, ("A00009", "p1", 1), ("A00015", "p2", ""), head=("record", "patient", "value:rate"))
+    write_cohort(tmp_path / "out", build_cohort(config, seed=0), "x")
+    cohort = open_cohort(tmp_path / "out")
+    assert (cohort.targets, cohort.components, cohort.records["path"].to_list()) == ((), ("rate",), ["A00009"])
+    write_shards(tmp_path / "shards", cohort, ShardConfig(), MPI.COMM_SELF, seed=0, stage_hash="")
+    assert verify(tmp_path / "shards")[1] == []
+    index = open_index(tmp_path / "shards")
+    assert (index.targets, index.components, index.tables["draw_labels"].shape) == ((), ("rate",), (1, 0))
+    np.testing.assert_array_equal(draw_values(index), [[1]])
 
 
 def test_an_empty_cohort_is_refused(tmp_path):

@@ -3,8 +3,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import wfdb
+from mpi4py import MPI
 
+from anyecg.loaders.cohort import CohortConfig, build_cohort
 from anyecg.loaders.counters import Counters
+from anyecg.loaders.index import open_index
+from anyecg.loaders.shards import ShardConfig, write_shards
 from anyecg.loaders.stream import epoch_order, n_batches
 from anyecg.loaders.stream_config import StreamConfig
 from anyecg.train.batches import PairBatches, WindowBatches
@@ -31,6 +36,44 @@ def test_an_epoch_carries_the_labels_and_counts_of_its_order(tiny_index, loader)
     np.testing.assert_array_equal(label_BC, tables["draw_labels"][tables["pair_draw"][pairs]])
     assert sum(batch.n_pairs for batch in found) == len(pairs)
     assert not any(batch.n_substituted for batch in found)
+
+
+@pytest.fixture(scope="module")
+def faulty_index(tmp_path_factory):
+    """Return the index of recordings of which one window in a hundred each is torn, flat or huge."""
+    folder, rng = tmp_path_factory.mktemp("faulty"), np.random.default_rng(8)
+    faults = rng.permutation(400)[:12].reshape(3, 4)
+    for number in range(20):
+        mv = rng.standard_normal((20, 2500)).cumsum(1)
+        mv = 0.5 * (mv - mv.mean(1, keepdims=True)) / mv.std(1, keepdims=True)
+        torn, flat, huge = (kind[kind // 20 == number] % 20 for kind in faults)
+        mv[torn, 1000:1100], mv[flat], mv[huge, 7] = np.nan, 0.25, 25.0
+        wfdb.wrsamp(
+            f"r{number}", 250, ["mV"], ["I"], mv.reshape(-1, 1), fmt=["16"], adc_gain=[1000], baseline=[0],
+            write_dir=str(folder),
+        )  # fmt: skip
+    (folder / "labels.csv").write_text("record,patient,t\n" + "".join(f"r{n},p{n},{n % 2}\n" for n in range(20)))
+    config = CohortConfig(path=str(folder), labels=str(folder / "labels.csv"))
+    cohort = build_cohort(config, seed=0)
+    write_shards(folder / "shards", cohort, ShardConfig(preset="none"), MPI.COMM_SELF, seed=0, stage_hash="")
+    return open_index(folder / "shards")
+
+
+def test_faulty_windows_are_counted_by_reason(faulty_index):
+    counts = faulty_index.head["counts"]
+    assert (counts["windows cut"], counts["windows kept"]) == (400, 388)
+    dropped = {what: n for what, n in counts.items() if what.startswith("windows dropped")}
+    assert dropped == {"windows dropped: flat": 4, "windows dropped: not finite": 4, "windows dropped: over 20 mV": 4}
+
+
+@pytest.mark.parametrize("loader", ["dali", "torch"])
+def test_no_faulty_window_is_in_a_batch(faulty_index, loader):
+    found = torch.cat([batch.x_BLT for batch in epoch(faulty_index, StreamConfig(loader=loader))])
+    assert len(found) == len(faulty_index.windows_of("train"))
+    assert found.isfinite().all()
+    # Each is standardised: one that is flat would have no spread.
+    torch.testing.assert_close(found.std(2), torch.ones_like(found[:, :, 0]), atol=1e-3, rtol=0)
+    assert found.abs().max() < 20
 
 
 @pytest.mark.parametrize("loader", ["dali", "torch"])
