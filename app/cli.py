@@ -97,7 +97,7 @@ def _demo(arguments):
 
 
 def _predict_files(arguments):
-    from anyecg.train.predict import predict_files
+    from anyecg.train.predict_files import predict_files
 
     if arguments.config or not (arguments.model and arguments.input and arguments.out):
         raise AnyECGError("predict wants either a config, or all of --model, --input and --out")

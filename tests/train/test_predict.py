@@ -9,7 +9,8 @@ import pytest
 from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import ModelError, RecordError, UpgradeNeeded
 from anyecg.train.model import check_target_table, open_model
-from anyecg.train.predict import predict_files, read_scores
+from anyecg.train.predict import read_scores
+from anyecg.train.predict_files import predict_files
 
 from ..conftest import DEMO, anyecg, on_ranks
 

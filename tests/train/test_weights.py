@@ -13,7 +13,7 @@ from anyecg.app.stages import STAGES
 from anyecg.loaders.errors import ConfigError, ModelError
 from anyecg.train.model import open_model
 from anyecg.train.net1d import Net1D
-from anyecg.train.predict import predict_files
+from anyecg.train.predict_files import predict_files
 from anyecg.train.weights import load_ecgfounder, published_state_dict
 
 from ..conftest import DEMO, SHARED, anyecg, write_small_config
