@@ -18,6 +18,8 @@ FORMATS = {
     "anyecg-index": 2,
     "anyecg-checkpoint": 1,
     "anyecg-model": 2,
+    "anyecg-export": 1,
+    "anyecg-weights": 1,
     "anyecg-scores": 2,
     "anyecg-results": 1,
     "anyecg-simulation": 1,

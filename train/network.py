@@ -1,7 +1,13 @@
-"""What every network has in common: features of each window, a head, and by choice a head that joins several windows."""
+"""What every network has in common: features of each window, a head, and maybe one that joins several windows."""
 
 import torch
 from torch import nn
+
+
+def standardised(x_BLT):
+    """Return windows with mean 0 and SD 1 along time; a flat window becomes zeros."""
+    centred_BLT = x_BLT - x_BLT.mean(-1, keepdim=True)
+    return centred_BLT / torch.sqrt((centred_BLT**2).mean(-1, keepdim=True) + 1e-16)
 
 
 class Network(nn.Module):

@@ -1,63 +1,97 @@
 """Scores of any recordings: a CSV with a row for each record and one for each of its windows."""
 
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from anyecg.kernels.prepare import preset_hash
 from anyecg.kernels.segment import FLAT, NONFINITE
 from anyecg.loaders.errors import ModelError, RecordError
-from anyecg.loaders.files import replacing, write_quarantine
+from anyecg.loaders.files import remove, replacing, write_quarantine
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.records import find_records, open_record
 from anyecg.loaders.windows import find_windows, store_windows
-from anyecg.train.model import open_model
+from anyecg.train.heads import scores_of
+from anyecg.train.scoring import open_scorer
 
-BATCH = 256
-
-
-def _standardise(signal_WT, scale_W):
-    mv_WT = signal_WT * scale_W[:, None]
-    centred = mv_WT - mv_WT.mean(1, keepdims=True)
-    return (centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-16)).astype(np.float32)
+# Windows prepared, and windows scored at a time.
+_PREPARED, BATCH = 512, 64
 
 
-def score_record(model, card, record):
-    """Return the logits of one recording.
-
-    Returns
-    -------
-    (start_W, logit_WC)
-        Window starts in seconds and float32 logits, NaN for windows that are flat or not finite; a short recording is
-        one padded window.
-    """
-    found = find_windows(record, pad_short=True)
-    flags_W = found.flags_W
-    signal_WT, scale_W = store_windows(found, np.ones(len(flags_W), bool), fs=card["fs"], preset=card["preset"])
-    logit_WC = np.full((len(scale_W), len(card["targets"])), np.nan, np.float32)
-    good = (flags_W & (FLAT | NONFINITE)) == 0
-    if good.any():
-        x = torch.from_numpy(_standardise(signal_WT[good], scale_W[good]))[:, None]
-        with torch.no_grad():
-            logit_WC[good] = torch.cat([model(part) for part in x.split(BATCH)]).numpy()
-    return found.start_W / found.fs, logit_WC
+def _batches(found, number_W, card):
+    """Yield the windows with these numbers as float32 mV (windows, samples), a batch at a time."""
+    for numbers in np.split(number_W, range(_PREPARED, len(number_W), _PREPARED)):
+        chosen_W = np.zeros(len(found.flags_W), bool)
+        chosen_W[numbers] = True
+        signal_WT, scale_W = store_windows(found, chosen_W, fs=card["fs"], preset=card["preset"])
+        for first in range(0, len(numbers), BATCH):
+            rows = slice(first, first + BATCH)
+            yield signal_WT[rows] * scale_W[rows, None]
 
 
-def predict_files(model_folder, source, out):
-    """Score any recordings with a published model and write a CSV.
+def score_record(scorer, record):
+    """Return the scores of one recording.
 
     Parameters
     ----------
-    model_folder : path
-        A published model (``card.json`` beside ``model.safetensors``), or its ``.safetensors`` file.
+    scorer : from ``anyecg.train.scoring.open_scorer``
+    record : anyecg.loaders.records.Record
+
+    Returns
+    -------
+    (start_W, score_WC, score_C)
+        Window starts in seconds, and what ``scores_of`` makes of the outputs of the windows and of the record: of their
+        mean, or of the head that reads all its windows together. NaN for windows that are flat or not finite, which the
+        record's own leave out; a short recording is one padded window.
+    """
+    found = find_windows(record, pad_short=True)
+    output_WC = np.full((len(found.flags_W), len(scorer.card["targets"])), np.nan, np.float32)
+    own_C = np.full(output_WC.shape[1], np.nan, np.float32)
+    number_W = np.flatnonzero((found.flags_W & (FLAT | NONFINITE)) == 0)
+    if len(number_W):
+        output_WC[number_W], own_C = scorer.outputs(_batches(found, number_W, scorer.card))
+    score_WC = scores_of(np.vstack([own_C, output_WC]), scorer.card)
+    return found.start_W / found.fs, score_WC[1:], score_WC[0]
+
+
+def _find(source):
+    """Return the names of the records and the folder they count from."""
+    names, root = (
+        (find_records(source), source) if source.is_dir() else ([source.name.removesuffix(".hea")], source.parent)
+    )
+    if not names:
+        raise RecordError(f"{source}: no record (.hea) below it; give a folder of WFDB records")
+    return names, root
+
+
+def _open(path):
+    """Open a model that scores single leads, prepared as this code prepares them."""
+    scorer = open_scorer(path)
+    card = scorer.card
+    if len(card["leads"]) > 1:
+        raise ModelError(f"{path}: takes {len(card['leads'])} leads; wanted a model of one lead")
+    here = preset_hash(card["preset"], card["fs"])
+    if card.get("preset_hash") != here:
+        raise ModelError(
+            f"{path}: made for windows prepared as {card['preset']} {card.get('preset_hash')}; this code makes {here}; "
+            "use the release that made it"
+        )
+    return scorer
+
+
+def predict_files(model, source, out):
+    """Score any recordings with a model and write a CSV.
+
+    Parameters
+    ----------
+    model : path
+        What ``anyecg.train.scoring.open_scorer`` opens.
     source : path
         A folder of WFDB records, or one record.
     out : path
-        CSV: record, start_s (empty on the record's own row), then one column of probabilities a target. The record's
-        own row has the sigmoid of the mean logit of its windows. An unreadable record keeps its row, without numbers,
-        and stands with its reason in ``OUT.quarantine.csv``.
+        CSV: record, start_s (empty on the record's own row), then one column of scores a target. A record that cannot
+        be read keeps its own row, without numbers, and stands with its reason in ``OUT.quarantine.csv``.
 
     Returns
     -------
@@ -69,20 +103,14 @@ def predict_files(model_folder, source, out):
     ModelError, RecordError
         No such model; no record there.
     """
-    model_folder, source = Path(model_folder), Path(source)
-    if model_folder.suffix == ".safetensors":
-        model_folder = model_folder.parent
-    model, card = open_model(model_folder)
-    if source.is_dir():
-        names, root = find_records(source), source
-    else:
-        names, root = [source.name.removesuffix(".hea")], source.parent
-    if not names:
-        raise RecordError(f"{source}: no record (.hea) below it; give a folder of WFDB records")
-    out = Path(out)
+    source, out = Path(source), Path(out)
+    scorer = _open(model)
+    names, root = _find(source)
     if out.is_dir():
         raise ModelError(f"{out}: a folder; give the path of the CSV to write")
+    card = scorer.card
     lead = None if card["leads"] == ["first"] else card["leads"][0]
+    form = "{:.6g}" if card["head"] == "regression" else "{:.6f}"
     bad = []
     with (
         Progress("predict", len(names), " records") as progress,
@@ -93,25 +121,19 @@ def predict_files(model_folder, source, out):
         writer.writerow(["record", "start_s", *card["targets"]])
         for name in names:
             try:
-                start_W, logit_WC = score_record(model, card, open_record(root / name, lead=lead, root=root))
+                record = open_record(root / name, lead=lead, root=root)
+                start_W, score_WC, own_C = score_record(scorer, record)
             except RecordError as cause:
                 if not source.is_dir():
                     raise
                 bad.append((name, str(cause)))
-                start_W, logit_WC = np.empty(0), np.empty((0, len(card["targets"])), np.float32)
-            seen = logit_WC[~np.isnan(logit_WC).any(1)]
-            mean_C = seen.mean(0) if len(seen) else np.full(len(card["targets"]), np.nan)
-            writer.writerow([name, "", *map(_probability, mean_C)])
-            writer.writerows(
-                [name, f"{start:g}", *map(_probability, row)] for start, row in zip(start_W, logit_WC, strict=True)
-            )  # fmt: skip
+                start_W, score_WC, own_C = [], [], np.full(len(card["targets"]), np.nan)
+            for start, score_C in zip(["", *(f"{start:.10g}" for start in start_W)], [own_C, *score_WC], strict=True):
+                writer.writerow([name, start, *("" if np.isnan(score) else form.format(score) for score in score_C)])
             progress.advance(1)
+    quarantine = out.with_name(f"{out.name}.quarantine.csv")
     if bad:
-        write_quarantine(out.with_name(f"{out.name}.quarantine.csv"), bad)
+        write_quarantine(quarantine, bad)
+    else:
+        remove(quarantine)
     return len(names), len(bad)
-
-
-def _probability(logit):
-    if math.isnan(logit):
-        return ""
-    return f"{0.5 * (1 + math.tanh(0.5 * float(logit))):.6f}"
