@@ -183,7 +183,10 @@ def _check_shapes(model, card):
     wanted = [SIGNAL, BEFORE] if card["join"] == "features" else [SIGNAL]
     if list(inputs) != wanted or [value.name for value in model.graph.output] != names:
         raise ValueError(f"inputs or outputs other than {', '.join([*wanted, *names])}")
-    sketch = _sketch(model, inputs, (len(card["leads"]), card["samples"]))
+    lead_sample = [len(card["leads"]), card["samples"]]
+    if _shape(inputs[SIGNAL]) != [None, *lead_sample]:
+        raise ValueError(f"input {SIGNAL} of shape {_shape(inputs[SIGNAL])[:9]}; the card has (windows, {lead_sample})")
+    sketch = _sketch(model, inputs, lead_sample)
     found = shape_inference.infer_shapes(sketch, check_type=True, strict_mode=True, data_prop=True).graph
     shapes = {value.name: _shape(value) for value in (*found.value_info, *found.output)}
     made = [name for node in model.graph.node for name in node.output if name]
