@@ -66,7 +66,7 @@ def make_graph(network, card):
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
             program = torch.onnx.export(
                 _Whole(network, card).eval(), inputs, dynamo=True, opset_version=OPSET, verbose=False,
                 input_names=[SIGNAL, BEFORE][: len(inputs)], output_names=output_names(card),

@@ -126,6 +126,10 @@ def said(**changes):
     return tensors(change)
 
 
+def entry(shape, start):
+    return {"x": {"dtype": "F32", "shape": shape, "data_offsets": [start, start + 4]}}
+
+
 def metadata(text):
     return tensors(lambda head: {"__metadata__": {"anyecg": text}})
 
@@ -177,6 +181,19 @@ def number(name, *values):
         [name],
         value=helper.make_tensor(name, TensorProto.INT64, [len(values)], np.array(values, "<i8").tobytes(), raw=True),
     )
+
+
+def many(n_nodes):
+    return passed_on(*(helper.make_node("Identity", ["signal"], [f"{k}"]) for k in range(n_nodes)))
+
+
+def zeros(n_numbers):
+    return passed_on(number("n", n_numbers), helper.make_node("ConstantOfShape", ["n"], ["z"]))
+
+
+def passed_on(*nodes):
+    """Put nodes in front whose results nobody takes."""
+    return before(*nodes, helper.make_node("Identity", ["signal"], ["made"]))
 
 
 def doubling(n_times):
@@ -279,8 +296,8 @@ CASES = {
     "card of an unknown head": said(head="eval"),
     "card of a regression without values": said(head="regression"),
     "card of a regression with NaN": said(head="regression", value_mean=[0.0] * 3, value_sd=[float("nan")] * 3),
-    "a tensor of absurd shape": tensors(lambda h: {"x": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 4]}}),
-    "a tensor beyond the end": tensors(lambda h: {"x": {"dtype": "F32", "shape": [1], "data_offsets": [1 << 40, (1 << 40) + 4]}}),
+    "a tensor of absurd shape": tensors(lambda _: entry([1 << 62, 4], 0)),
+    "a tensor beyond the end": tensors(lambda _: entry([1], 1 << 40)),
     "two tensors in one place": tensors(lambda h: {"x": h["dense.bias"]}),
     "external data": graph(external),
     "external constant": graph(external_constant),
@@ -291,12 +308,10 @@ CASES = {
     "a doubling": graph(doubling(40)),
     "a tile": graph(before(number("n", 1, 1, 10**9), helper.make_node("Tile", ["signal", "n"], ["made"]))),
     "an expand": graph(before(number("n", 1, 10**6, 5000), helper.make_node("Expand", ["signal", "n"], ["made"]))),
-    "a padding": graph(before(number("n", 0, 0, 0, 0, 0, 10**12), helper.make_node("Pad", ["signal", "n"], ["made"]))),
-    "a constant of a terabyte": graph(
-        before(number("n", 10**12), helper.make_node("ConstantOfShape", ["n"], ["z"]), helper.make_node("Identity", ["signal"], ["made"]))
-    ),
-    "a size of the data": graph(before(helper.make_node("NonZero", ["signal"], ["z"]), helper.make_node("Identity", ["signal"], ["made"]))),
-    "a large graph of nothing": graph(before(*(helper.make_node("Identity", ["signal"], [f"i{k}"]) for k in range(21_000)))),
+    "a padding": graph(before(number("n", *[0] * 5, 10**12), helper.make_node("Pad", ["signal", "n"], ["made"]))),
+    "a constant of a terabyte": graph(zeros(10**12)),
+    "a size of the data": graph(passed_on(helper.make_node("NonZero", ["signal"], ["z"]))),
+    "a large graph of nothing": graph(many(21_000)),
     "dimensions beyond the data": graph(first_tensor(dims=[1 << 40])),
     "dimensions below zero": graph(first_tensor(dims=[-1, 5])),
     "dimensions that overflow": graph(first_tensor(dims=[1 << 32, 1 << 32])),
@@ -309,7 +324,7 @@ CASES = {
     "other leads": graph(nothing, leads=["I", "II"]),
     "another version": graph(nothing, version=2),
     "a join it has not": graph(nothing, join="features"),
-    "no metadata": rewrite(lambda data: onnx_file.ModelProto(graph=onnx.load_from_string(data).graph).SerializeToString()),
+    "no metadata": rewrite(lambda data: data[: data.rindex(b"\x72", 0, data.rindex(b"anyecg\x12"))]),
     "changed": rewrite(flip),
     "cut short": rewrite(lambda data: data[: len(data) // 3]),
     "empty": rewrite(lambda data: b""),
