@@ -27,6 +27,8 @@ around them
   verify     shards against their checksums    anyecg verify config.toml (or a run folder; --json)
   profile    the data path, stage by stage     anyecg profile config.toml --seconds 20 (--model: with training steps)
   simulate   MC-MED's layout, known truth      anyecg simulate --out sim --visits 300 --hours 1 --seed 1
+  export     a finished model as one file      anyecg export runs/demo/model --format onnx --out model.onnx
+  import-weights  ECGFounder's, made safe      anyecg import-weights 1_lead_ECGFounder.pth --out ecgfounder.safetensors
   targets    components of labs.csv, counted   anyecg targets config.toml --out candidates.csv
   doctor     what this machine has and lacks   anyecg doctor
   config     the resolved config, explained    anyecg config config.toml seed=7
@@ -49,7 +51,7 @@ def _parser():
         command.add_argument("config", nargs=None if required else "?", help="config (TOML)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="as in finetune.epochs=3")
         if name == "predict":
-            command.add_argument("--model", type=Path, help="published model: a folder or its .safetensors file")
+            command.add_argument("--model", type=Path, help="published folder, .safetensors or .onnx")
             command.add_argument("--input", type=Path, help="a folder of WFDB records, or one record")
             command.add_argument("--out", type=Path, help="CSV to write")
         if name == "verify":
@@ -77,6 +79,14 @@ def _parser():
     simulate.add_argument("--seed", type=int, default=0, help="another seed, other visits (0)")
     simulate.add_argument("--replay", type=Path, help="folder of WFDB records with .atr: replay and alter their beats")
     simulate.add_argument("--ranks", type=int, default=2, help="MPI ranks started on this machine (2)")
+    weights = commands.add_parser("import-weights", help=argparse.SUPPRESS)
+    weights.add_argument("published", type=Path, help="file (.pth) that ECGFounder publishes")
+    weights.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    weights.add_argument("--targets", type=int, help="outputs of a fresh head (default: the published head)")
+    export = commands.add_parser("export", help=argparse.SUPPRESS)
+    export.add_argument("model", type=Path, help="folder of a finished model")
+    export.add_argument("--format", required=True, choices=("ecgfounder", "safetensors", "onnx"), help="form to write")
+    export.add_argument("--out", type=Path, required=True, help="file to write (.pth, .safetensors, .onnx)")
     commands.add_parser("doctor", help=argparse.SUPPRESS)
     return parser
 
@@ -105,7 +115,7 @@ def _demo(arguments):
 
 
 def _predict_files(arguments):
-    from anyecg.train.predict import predict_files
+    from anyecg.train.predict_files import predict_files
 
     if arguments.config or not (arguments.model and arguments.input and arguments.out):
         raise AnyECGError("predict wants either a config, or all of --model, --input and --out")
@@ -118,6 +128,22 @@ def _compare(arguments):
     from anyecg.app.compare import compare_runs
 
     print(compare_runs(arguments.runs, level=arguments.level, horizon_min=arguments.horizon, out=arguments.out))
+    return 0
+
+
+def _import_weights(arguments):
+    from anyecg.train.weights import import_weights
+
+    found = import_weights(arguments.published, arguments.out, n_targets=arguments.targets)
+    print(f"{arguments.out}: " + ", ".join(f"{key} {value}" for key, value in found.items()))
+    return 0
+
+
+def _export(arguments):
+    from anyecg.train.export import export_model
+
+    n_bytes = export_model(arguments.model, arguments.format, arguments.out)
+    print(f"{arguments.out}: {n_bytes / 1e6:.1f} MB")
     return 0
 
 
@@ -223,6 +249,10 @@ def _dispatch(arguments):
         return _demo(arguments)
     if arguments.command == "simulate":
         return _simulate(arguments)
+    if arguments.command == "import-weights":
+        return _import_weights(arguments)
+    if arguments.command == "export":
+        return _export(arguments)
     if arguments.command == "predict" and (arguments.model or arguments.input or arguments.out):
         return _predict_files(arguments)
     if arguments.command == "compare":

@@ -19,6 +19,8 @@ FORMATS = {
     "anyecg-checkpoint": 2,
     "anyecg-manifest": 1,
     "anyecg-model": 2,
+    "anyecg-export": 1,
+    "anyecg-weights": 1,
     "anyecg-scores": 2,
     "anyecg-results": 1,
     "anyecg-comparison": 1,

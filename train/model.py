@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
+from anyecg.train.card import check_card
 from anyecg.train.net1d import Net1D
 from anyecg.train.resnet import ResNet
 from anyecg.train.s4d import S4D
@@ -47,9 +48,16 @@ def load_weights(path, model):
         Missing, damaged, or made for another network.
     """
     try:
-        model.load_state_dict(load_file(path))
+        state = load_file(path)
     except (OSError, SafetensorError) as cause:
         raise ModelError(f"{path}: cannot be read ({cause}); run 'anyecg finetune' again") from None
+    fill(path, model, state)
+
+
+def fill(path, model, state):
+    """Give a network the weights of a file; refuse those of another network."""
+    try:
+        model.load_state_dict(state)
     except RuntimeError as cause:
         raise ModelError(f"{path}: weights of another network ({str(cause).splitlines()[-1].strip()})") from None
 
@@ -76,16 +84,21 @@ def read_card(folder):
         folder / "card.json", "anyecg-model", error=ModelError,
         missing=f"{folder} holds no finished model; run 'anyecg finetune' with the same config first",
     )  # fmt: skip
-    if card.get("model") not in MODELS:
-        raise ModelError(f"{folder}: unknown network {card.get('model')!r}; known: {', '.join(MODELS)}")
+    check_card(folder / "card.json", card)
+    _check_network(folder, card)
     return card
+
+
+def _check_network(where, card):
+    if card["model"] not in MODELS:
+        raise ModelError(f"{where}: unknown network {card['model']!r}; known: {', '.join(MODELS)}")
 
 
 def check_weights(folder):
     """Read the card of a published model and refuse weights that are not those it names."""
     card = read_card(folder)
     weights = Path(folder) / "model.safetensors"
-    if not weights.is_file() or file_hash(weights) != card["weights_sha256"]:
+    if not weights.is_file() or file_hash(weights) != card.get("weights_sha256"):
         raise ModelError(f"{weights}: missing or not the weights of its card; run 'anyecg finetune' again")
     return card
 
@@ -107,12 +120,18 @@ def open_model(folder):
     folder = Path(folder)
     card = check_weights(folder)
     weights = folder / "model.safetensors"
-    model = build_model(
+    model = network_of(folder, card)
+    load_weights(weights, model)
+    return model.eval(), card
+
+
+def network_of(where, card):
+    """Return the network that a card describes, its weights not yet those of the model."""
+    _check_network(where, card)
+    return build_model(
         card["model"], n_leads=len(card["leads"]), n_targets=len(card["targets"]), fs=card["fs"], seed=0,
         join=card["join"],
     )  # fmt: skip
-    load_weights(weights, model)
-    return model.eval(), card
 
 
 def check_target_table(folder, card, index):

@@ -1,12 +1,19 @@
 """What every network has in common: features of a window, a head, and by choice a head that joins several windows."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
 def stem_stride(fs):
     """Return the stride that brings a sampling rate in Hz to about 125 Hz, so that kernels last equally long."""
     return max(1, round(fs / 125))
+
+
+def standardised(x_BLT):
+    """Return windows with mean 0 and SD 1 along time; a flat window becomes zeros."""
+    centred_BLT = x_BLT - x_BLT.mean(-1, keepdim=True)
+    return centred_BLT / torch.sqrt((centred_BLT**2).mean(-1, keepdim=True) + 1e-16)
 
 
 class Network(nn.Module):
@@ -64,11 +71,16 @@ class Network(nn.Module):
         windows are dealt to G = ceil(windows / n_each) groups, every G-th one to the same group, and the outputs of
         the groups are averaged.
         """
-        n_groups = -(-len(feature_WF) // n_each)
-        n_rows, n_longer = divmod(len(feature_WF), n_groups)
-        group_GWF = feature_WF[: n_rows * n_groups].unflatten(0, (n_rows, n_groups)).transpose(0, 1)
-        longer_GWF = torch.cat([group_GWF[:n_longer], feature_WF[n_rows * n_groups :, None]], dim=1)
-        return torch.cat([self.joined(longer_GWF), self.joined(group_GWF[n_longer:])]).mean(0)
+        n_windows = feature_WF.shape[0]
+        n_groups = (n_windows + n_each - 1) // n_each
+        n_rows = (n_windows + n_groups - 1) // n_groups
+        n_empty = n_rows * n_groups - n_windows
+        grid = (n_rows, n_groups, feature_WF.shape[1])
+        # The empty places stand in the last row.
+        size_G1 = n_rows - (torch.arange(n_groups, device=feature_WF.device) >= n_groups - n_empty).float()[:, None]
+        mean_GF = F.pad(feature_WF, (0, 0, 0, n_empty)).reshape(grid).sum(0) / size_G1
+        largest_GF = F.pad(feature_WF, (0, 0, 0, n_empty), value=-torch.inf).reshape(grid).amax(0)
+        return self.several(torch.cat([mean_GF, largest_GF], dim=1)).mean(0)
 
     def forward(self, x_BLT, n_each=None):
         """Return the outputs (B, targets) of windows; with ``n_each`` those of samples too.

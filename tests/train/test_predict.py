@@ -15,7 +15,8 @@ from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.stream_config import StreamConfig
 from anyecg.train import predict
 from anyecg.train.model import build_model, check_target_table, open_model
-from anyecg.train.predict import predict_files, read_scores
+from anyecg.train.predict import read_scores
+from anyecg.train.predict_files import predict_files
 
 from ..conftest import DEMO, anyecg, on_ranks
 from .made import predict_made, publish_made

@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import os
 import pickle
 import shutil
@@ -11,10 +12,12 @@ import torch
 from anyecg.app.config import load_config
 from anyecg.app.stages import STAGES
 from anyecg.loaders.errors import ConfigError, ModelError
+from anyecg.loaders.files import file_hash
 from anyecg.train.model import open_model
 from anyecg.train.net1d import Net1D
-from anyecg.train.predict import predict_files
-from anyecg.train.weights import load_ecgfounder, published_state_dict
+from anyecg.train.predict_files import predict_files
+from anyecg.train.tensor_file import document_of, write_tensor_file
+from anyecg.train.weights import import_weights, load_ecgfounder, published_state_dict
 
 from ..conftest import DEMO, SHARED, anyecg, write_small_config
 from .test_net1d import check_golden, golden_state, needs_shared
@@ -264,3 +267,74 @@ def test_missing_weights_or_those_of_other_leads_are_one_line(net1d_run, tmp_pat
 def test_weights_for_a_network_that_takes_none_are_refused():
     with pytest.raises(ConfigError, match="weights are those of model = 'net1d'"):
         load_config(None, ["finetune.weights=x.pth"])
+
+
+@pytest.fixture(scope="module")
+def imported(published):
+    """Return the safetensors file of the published one, and what the command line said."""
+    path = published.with_name("imported.safetensors")
+    done = anyecg("import-weights", published, "--out", path)
+    assert done.returncode == 0, done.stderr
+    return path, done.stdout
+
+
+def test_an_imported_file_gives_the_very_weights_of_the_published_one(imported, published):
+    wanted, found = load_ecgfounder(published), load_ecgfounder(imported[0])
+    assert (found.in_channels, found.training) == (1, False)
+    full, wanted_full = published_state_dict(found), published_state_dict(wanted)
+    assert list(full) == list(wanted_full)
+    assert all(torch.equal(full[key], value) for key, value in wanted_full.items())
+    heads = [load_ecgfounder(path, n_targets=5, seed=2).dense.weight for path in (published, imported[0])]
+    assert torch.equal(*heads)
+
+
+def test_an_imported_file_says_what_it_is_and_holds_what_the_network_uses(imported, published):
+    document = document_of(imported[0])
+    n_entries = len(Net1D(1, 150).state_dict())
+    wanted = {"format": "anyecg-weights", "leads": 1, "outputs": 150, "entries": n_entries, "head": "published",
+              "source_sha256": file_hash(published)}  # fmt: skip
+    assert {key: document[key] for key in wanted} == wanted
+    assert str(published.parent) not in json.dumps(document)
+    assert f"leads 1, outputs 150, entries {n_entries}, head published, source_sha256" in imported[1]
+    assert imported[0].stat().st_mode & 0o077 == 0
+
+
+def test_a_fresh_head_is_imported_where_targets_are_given(published, tmp_path):
+    assert import_weights(published, tmp_path / "x.safetensors", n_targets=4)["head"] == "fresh, seed 0"
+    found = load_ecgfounder(tmp_path / "x.safetensors")
+    assert torch.equal(found.dense.weight, load_ecgfounder(published, n_targets=4).dense.weight)
+    for name, n_targets in (("x.pth", None), ("y.safetensors", 0)):
+        with pytest.raises(ModelError, match="wanted a path that ends in"):
+            import_weights(published, tmp_path / name, n_targets=n_targets)
+
+
+def test_the_command_line_names_missing_and_unknown_entries(tmp_path):
+    state = {key: value for key, value in light_state().items() if key != "dense.bias"} | {"extra.bias": torch.ones(1)}
+    done = anyecg(
+        "import-weights", light_file(tmp_path / "x.pth", state_dict=state), "--out", tmp_path / "x.safetensors"
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "missing dense.bias; unknown extra.bias" in done.stderr
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_changed_or_foreign_safetensors_file_is_refused(imported, tmp_path):
+    path = tmp_path / "x.safetensors"
+    data = bytearray(imported[0].read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "its numbers changed since it was written" in refusal(path)
+    write_tensor_file(path, load_ecgfounder(imported[0]).state_dict(), "anyecg-weights", {"leads": 12, "outputs": 150})
+    assert "says (leads, outputs) = (12, 150); its weights have (1, 150)" in refusal(path)
+    write_tensor_file(path, {"dense.weight": torch.ones(3, 1024)}, "anyecg-weights", {"leads": 1, "outputs": 3})
+    assert "missing first_conv.conv.weight, first_conv.conv.bias" in refusal(path)
+    write_tensor_file(path, {"x": torch.ones(3)}, "anyecg-export", {})
+    assert "not a anyecg-weights file (format 'anyecg-export')" in refusal(path)
+
+
+@pytest.mark.parametrize("kept", ["sparse", "meta"])
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path, kept):
+    bias = torch.zeros(150).to_sparse() if kept == "sparse" else torch.zeros(150, device="meta")
+    assert "unlike dense.bias ((150,) torch.float32 torch." in refusal(
+        light_file(tmp_path / "x.pth", state_dict={**light_state(), "dense.bias": bias})
+    )
