@@ -181,7 +181,14 @@ def test_a_regression_is_judged_by_the_values_of_the_components(chain, tmp_path)
     n = len(components_of(index))
     model = publish_made(tmp_path / "model", index, head="regression", value_mean=[5.0] * n, value_sd=[2.0] * n)
     shutil.copy(chain[0] / "model/curve.csv", model)
-    done = anyecg("run", run / "config.toml", f"folder={run}", f"predict.model={model}", 'evaluate.levels=["draw"]')
+    done = anyecg(
+        "run",
+        run / "config.toml",
+        f"folder={run}",
+        f"predict.model={model}",
+        'evaluate.levels=["draw"]',
+        "evaluate.horizons_min=[60]",
+    )
     assert done.returncode == 0, done.stderr
     assert "Spearman" in done.stdout
     rows = read_results(run / "results.json", "regression")
