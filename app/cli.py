@@ -127,6 +127,7 @@ def _predict_files(arguments):
 def _compare(arguments):
     from anyecg.app.compare import compare_runs
 
+    _log_lines(0)
     print(compare_runs(arguments.runs, level=arguments.level, horizon_min=arguments.horizon, out=arguments.out))
     return 0
 
@@ -147,8 +148,15 @@ def _export(arguments):
     return 0
 
 
-def _simulate(arguments):
+def _log_lines(rank):
+    """Send log lines of rank 0 to standard error where no bar is shown."""
     from anyecg.loaders.progress import on_terminal
+
+    level = logging.INFO if rank == 0 and not on_terminal() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+
+
+def _simulate(arguments):
     from anyecg.loaders.ranks import under_launcher, world
     from anyecg.loaders.simulate import check_numbers, simulate
 
@@ -165,8 +173,7 @@ def _simulate(arguments):
         passed |= {"replay": arguments.replay.absolute()} if arguments.replay else {}
         return start_ranks(["simulate", *(f"--{key}={value}" for key, value in passed.items())], arguments.ranks)
     comm = world()
-    level = logging.INFO if comm.rank == 0 and not on_terminal() else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    _log_lines(comm.rank)
 
     def work():
         start = time.monotonic()

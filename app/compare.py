@@ -10,7 +10,7 @@ from anyecg.loaders.errors import AnyECGError, ModelError
 from anyecg.loaders.files import write_document
 from anyecg.loaders.index import open_index
 from anyecg.loaders.progress import Progress
-from anyecg.train.compare import COLUMNS, Compared, common_targets, compare
+from anyecg.train.compare import COLUMNS, Compared, check_comparable, compare
 from anyecg.train.decide import ALL, MEAN
 from anyecg.train.evaluate import write_table
 from anyecg.train.predict import index_of, read_scores
@@ -54,7 +54,8 @@ def compare_runs(names, *, level, horizon_min, out):
         Compared(name, read_scores(folder / "scores.h5", index), of_model)
         for name, folder, of_model in zip(_distinct(names), folders, levels, strict=True)
     ]
-    with Progress("compare", len(common_targets(models)[0]), " targets") as progress:
+    targets, _ = check_comparable(models)
+    with Progress("compare", len(targets), " targets") as progress:
         document = compare(
             index, models, config.evaluate, horizon_min=horizon_min, seed=config.seed, progress=progress.advance
         )  # fmt: skip

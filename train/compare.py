@@ -12,7 +12,7 @@ from anyecg.train.evaluate import EvaluateConfig, without_nan
 from anyecg.train.intervals import Bootstrap, mean_of
 from anyecg.train.predict import Scores
 from anyecg.train.regress import SCALE
-from anyecg.train.units import clusters_of, fewer_clusters, of_level, units_of
+from anyecg.train.units import check_levels, clusters_of, fewer_clusters, of_level, units_of
 
 COLUMNS = (
     "target", "metric", "model", "n", "n_positive", "n_patients", "value", "value_low", "value_high", "difference",
@@ -60,11 +60,31 @@ def holm(p):
     return adjusted
 
 
-def common_targets(models):
-    """Return (targets that all models have, those that only some have)."""
-    lists = [model.scores.card["targets"] for model in models]
-    common = [target for target in lists[0] if all(target in each for each in lists)]
-    return common, sorted({target for each in lists for target in each} - set(common))
+def check_comparable(models):
+    """Refuse models that count other units, have heads without a common metric, or no target in common.
+
+    Returns
+    -------
+    (list of str, list of str)
+        Targets that all models have; those that only some have.
+
+    Raises
+    ------
+    ConfigError, ModelError
+    """
+    cards = [model.scores.card for model in models]
+    for model, card in zip(models, cards, strict=True):
+        check_levels([model.level], card["join"])
+    if len({_KIND[model.level] for model in models}) > 1:
+        raise ModelError(f"levels {', '.join(model.level for model in models)} count other units; take one for all")
+    heads = {card["head"] for card in cards}
+    if "regression" in heads and len(heads) > 1:
+        raise ModelError(f"heads {', '.join(sorted(heads))} have no metric in common; compare models of one kind")
+    common = [target for target in cards[0]["targets"] if all(target in card["targets"] for card in cards)]
+    left_out = sorted({target for card in cards for target in card["targets"]} - set(common))
+    if not common:
+        raise ModelError(f"the models have no target in common; {models[0].name} has {', '.join(cards[0]['targets'])}")
+    return common, left_out
 
 
 def compare(index, models, config: EvaluateConfig, *, horizon_min, seed, progress):
@@ -88,23 +108,16 @@ def compare(index, models, config: EvaluateConfig, *, horizon_min, seed, progres
 
     Raises
     ------
-    ModelError
-        Levels that count other units, heads of other kinds, or no common target.
+    ConfigError, ModelError
+        Models that cannot be compared (``check_comparable``), or have scored other windows.
 
     Notes
     -----
     A unit counts for a target when it was measured and all models have scored it. The statistic of a difference is
     itself / the SD of its replicates, referred to Student's t with the degrees of freedom of the intervals.
     """
-    level, *others = {_KIND[model.level] for model in models}
-    if others:
-        raise ModelError(f"levels {', '.join(model.level for model in models)} count other units; take one for all")
-    heads = {model.scores.card["head"] for model in models}
-    if "regression" in heads and len(heads) > 1:
-        raise ModelError(f"heads {', '.join(sorted(heads))} have no metric in common; compare models of one kind")
-    targets, left_out = common_targets(models)
-    if not targets:
-        raise ModelError(f"the models have no target in common; {models[0].name} has {', '.join(left_out[:5])}, ...")
+    targets, left_out = check_comparable(models)
+    level, heads = _KIND[models[0].level], {model.scores.card["head"] for model in models}
     bootstrap = Bootstrap(config.n_replicates, seed, config.confidence, config.interval)
     units = _units(index, models, horizon_min)
     found = []
@@ -208,8 +221,9 @@ def _lines(parts, target, models, bootstrap):
     none = dict.fromkeys(COLUMNS, float("nan"))
     lines = []
     for number, model in enumerate(models):
-        value, replicates, df = mean_of(value_CM[:, number], replicates_RCM[:, :, number], df_C)
         metric, counts = parts[0].metric, parts[0].counts if len(parts) == 1 else {}
+        within = metric == "f1"
+        value, replicates, df = mean_of(value_CM[:, number], replicates_RCM[:, :, number], df_C, within=within)
         line = {**none, "target": target, "metric": metric, "model": model.name, **counts}
         line |= bootstrap.columns("value", value, replicates, df=df, scale=SCALE.get(metric, "logit"))
         if number:

@@ -88,7 +88,7 @@ def decision_rows(units, targets, level, *, unit, f1_classes, bootstrap):
         for number, name in enumerate((*targets, ALL))
     ]  # fmt: skip
     of_mean = [
-        mean_of(value_CM[f1_classes, m], replicates_RCM[:, f1_classes, m], np.array(df_C)[f1_classes])
+        mean_of(value_CM[f1_classes, m], replicates_RCM[:, f1_classes, m], np.array(df_C)[f1_classes], within=True)
         for m in range(len(METRICS))
     ]
     values, replicates, df = zip(*of_mean, strict=True)

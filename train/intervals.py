@@ -53,7 +53,8 @@ def interval_of(value, replicates, *, df, level, interval, scale="logit"):
     Notes
     -----
     "logit-t": on the metric's scale f, f(value) +- t * SD(replicates) * f'(value), the delta method; for AUROC and
-    other shares f is the logit. None for a value at the end of its range, or with less than one degree of freedom.
+    other shares f is the logit. None for a value at the end of its range, with less than one degree of freedom, or
+    where no replicate differs from another (a difference of 0 in all of them is one, though).
     "percentile": quantiles of the replicates.
     """
     valid = replicates[~np.isnan(replicates)]
@@ -65,16 +66,20 @@ def interval_of(value, replicates, *, df, level, interval, scale="logit"):
     on = SCALES[scale]
     if not on.low < value < on.high or df < 1:
         return float("nan"), float("nan")
-    half = t.ppf((1 + level) / 2, df) * valid.std(ddof=1) * on.slope(value)
+    spread = valid.std(ddof=1)
+    if spread == 0 and scale != "plain":
+        return float("nan"), float("nan")
+    half = t.ppf((1 + level) / 2, df) * spread * on.slope(value)
     return float(on.back(on.forth(value) - half)), float(on.back(on.forth(value) + half))
 
 
-def mean_of(values, replicates_RC, df_C):
+def mean_of(values, replicates_RC, df_C, *, within=False):
     """Return the mean of several metrics: (value, replicates (R,), degrees of freedom).
 
     Parts without a value do not count. Where a part has none in a replicate, the mean of the other parts' deviations
     from their values stands for it, so that the mean does not jump as rare targets come and go. The degrees of freedom
-    are Welch's and Satterthwaite's for a sum of the parts.
+    are Welch's and Satterthwaite's for a sum of the parts; ``within`` makes them 0, so that there is no interval, where
+    a part is 0 or 1: its replicates hardly move then, and say nothing of its error.
     """
     if len(values) == 1:
         return float(values[0]), replicates_RC[:, 0], df_C[0]
@@ -83,6 +88,7 @@ def mean_of(values, replicates_RC, df_C):
         return float("nan"), np.full(len(replicates_RC), np.nan), 0.0
     values, replicates_RC = np.asarray(values)[counted], replicates_RC[:, counted]
     df_C = np.maximum(np.asarray(df_C, float)[counted], 1)
+    at_end = within and bool(np.isin(values, (0, 1)).any())
     seen_RC = ~np.isnan(replicates_RC)
     n_R = seen_RC.sum(1)
     deviation_R = np.where(seen_RC, replicates_RC - values, 0).sum(1) / np.maximum(n_R, 1)
@@ -90,7 +96,8 @@ def mean_of(values, replicates_RC, df_C):
     variance_C = np.array([part[~np.isnan(part)].var(ddof=1) if seen.sum() > 1 else 0.0 for part, seen in
                            zip(replicates_RC.T, seen_RC.T, strict=True)])  # fmt: skip
     least = (variance_C**2 / df_C).sum()
-    return float(values.mean()), mean_R, float(variance_C.sum() ** 2 / least) if least else float(df_C.min())
+    df = float(variance_C.sum() ** 2 / least) if least else float(df_C.min())
+    return float(values.mean()), mean_R, 0.0 if at_end else df
 
 
 @dataclass(frozen=True)

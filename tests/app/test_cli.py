@@ -20,9 +20,9 @@ def test_help_shows_every_stage_in_order_with_an_example():
     assert done.returncode == 0
     places = [done.stdout.index(f"anyecg {name} ") for name in CHAIN]
     assert places == sorted(places)
-    for name in ("demo", "run", "verify", "targets", "profile", "doctor", "config"):
+    for name in ("demo", "run", "compare", "verify", "targets", "profile", "doctor", "config"):
         assert f"anyecg {name}" in EPILOG
-    for name in (*CHAIN, "demo", "run", "verify", "targets", "profile", "doctor", "config"):
+    for name in (*CHAIN, "demo", "run", "compare", "verify", "targets", "profile", "doctor", "config"):
         assert anyecg(name, "--help").returncode == 0
 
 

@@ -1,10 +1,14 @@
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from anyecg.app.report import draw_ecg, text_table
+
+from ..conftest import anyecg
+from ..train.made import publish_made
 
 
 class Checker(HTMLParser):
@@ -51,3 +55,21 @@ def test_the_text_table_keeps_missing_numbers_visible():
     line = text_table([{**counts, **row}]).splitlines()[-1]
     assert "no interval" in line
     assert "–" in line
+
+
+def test_the_report_shows_the_decisions_of_a_model_of_exclusive_labels(small_run, small_index, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    model = publish_made(
+        tmp_path / "model", small_index, head="exclusive", join="features", windows_per_sample=3
+    )  # fmt: skip
+    shutil.copy(small_run / "model/curve.csv", model)
+    done = anyecg(
+        "run", run / "config.toml", f"folder={run}", f"predict.model={model}",
+        'evaluate.levels=["window", "draw", "draw-head"]', 'evaluate.f1_classes=["noise", "atrial_fibrillation"]',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^mean +draw-head +60 ", done.stdout, re.MULTILINE)
+    text = (run / "report.html").read_text()
+    for part in ("Decisions: each unit goes", "draw-head level, 60 min", "<td>all</td>", "<td>mean</td>", "ROC, draw"):
+        assert part in text, part
+    assert text.count("<th>Sensitivity</th>") == 6

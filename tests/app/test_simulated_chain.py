@@ -13,9 +13,11 @@ from mpi4py import MPI
 from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.simulate import simulate
 from anyecg.loaders.stream import open_index
+from anyecg.loaders.values import components_of, draw_values
 from anyecg.train.evaluate import read_results
 
 from ..conftest import REPOSITORY, anyecg
+from ..train.made import publish_made
 
 MARK = "Zq7marked"
 PATIENT_FIELDS = ("MRN", "Race", "Ethnicity", "Means_of_arrival", "CC", "ED_dispo", "Triage_acuity")
@@ -171,3 +173,30 @@ def test_a_missing_model_or_weights_stop_the_run_before_any_work(tmp_path, chain
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1
         assert not list(itertools.chain((tmp_path / "new").glob("cohort"), (tmp_path / "new").glob("shards")))
+
+
+def test_a_regression_is_judged_by_the_values_of_the_components(chain, tmp_path):
+    run = shutil.copytree(chain[0], tmp_path / "run")
+    index = open_index(run / "shards")
+    n = len(components_of(index))
+    model = publish_made(tmp_path / "model", index, head="regression", value_mean=[5.0] * n, value_sd=[2.0] * n)
+    shutil.copy(chain[0] / "model/curve.csv", model)
+    done = anyecg(
+        "run",
+        run / "config.toml",
+        f"folder={run}",
+        f"predict.model={model}",
+        'evaluate.levels=["draw"]',
+        "evaluate.horizons_min=[60]",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Spearman" in done.stdout
+    rows = read_results(run / "results.json", "regression")
+    assert [row["target"] for row in rows] == list(components_of(index))
+    values = draw_values(index, ["test"])
+    units = np.unique(index.tables["pair_draw"][index.pairs_of("test", 60)])
+    assert [row["n"] for row in rows] == (~np.isnan(values[units])).sum(0).tolist()
+    assert sum(row["n"] for row in rows) > 100
+    text = (run / "report.html").read_text()
+    assert "Estimated values" in text
+    assert "How well targets are told apart" not in text

@@ -15,7 +15,7 @@ def card_of(index, *, head="multilabel", join="logits", windows_per_sample=1, **
     same = {key: index.head[key] for key in ("fs", "samples", "preset", "preset_hash", "target_hash")}
     return {
         "model": "resnet", "head": head, "join": join, "windows_per_sample": windows_per_sample, "targets": targets,
-        "leads": list(index.leads), **same, "stage_hash": "made", "n_parameters": 1, "epoch": 3, **more,
+        "leads": list(index.leads), **same, "stage_hash": "made", "n_parameters": 1, "epoch": 3, "finetune": {}, **more,
     }  # fmt: skip
 
 

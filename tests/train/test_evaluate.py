@@ -217,7 +217,9 @@ def test_exclusive_labels_get_one_versus_rest_rows_and_decisions(small_index, ex
         np.testing.assert_allclose([row["f1"] for row in found], [*wanted, np.mean(wanted[:2])], atol=1e-12)
     units = units_of(small_index, exclusive, "test", 60, "draw")
     for number, row in enumerate(tables["rows"][3:6]):
-        assert row["auroc"] == pytest.approx(roc_auc_score(units.label[:, number], expit(units.logit[:, number])))
+        rows = one_target(units, number, "draw")
+        label, score = units.label[rows, number], expit(units.logit[rows, number])
+        assert row["auroc"] == pytest.approx(roc_auc_score(label, score))
     assert {tuple(row)[:5] for row in csv_rows(tmp_path / "decisions.csv")} == {
         ("target", "horizon_min", "level", "n", "n_positive")
     }

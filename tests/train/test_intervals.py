@@ -67,6 +67,14 @@ def test_a_mean_of_parts_without_spread_has_degrees_of_freedom():
     assert mean_of([0.0, 0.0], np.zeros((4, 2)), [3, 5])[2] == 3
 
 
+def test_there_is_no_interval_where_replicates_say_nothing_of_the_error():
+    assert np.isnan(interval_of(0.3, np.full(9, 0.3), df=4, level=0.95, interval="logit-t")).all()
+    assert interval_of(0.0, np.zeros(9), df=4, level=0.95, interval="logit-t", scale="plain") == (0, 0)
+    replicates_RC = np.random.default_rng(4).normal([1.0, 0.5], [0, 0.1], (50, 2))
+    assert mean_of([1.0, 0.5], replicates_RC, [5, 5], within=True)[2] == 0
+    assert mean_of([1.0, 0.5], replicates_RC, [5, 5])[2] == pytest.approx(5)
+
+
 def test_columns_carry_the_name_of_their_metric():
     found = Bootstrap(10, 0, 0.95, "percentile").columns("f1", 0.5, np.linspace(0, 1, 101), df=3)
     assert found == pytest.approx({"f1": 0.5, "f1_low": 0.025, "f1_high": 0.975})
