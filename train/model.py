@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
 from anyecg.train.net1d import Net1D
 from anyecg.train.resnet import ResNet
+from anyecg.train.tensors import write_tensors
 
 MODELS = {"resnet": ResNet, "net1d": Net1D}
 
@@ -29,7 +30,7 @@ def build_model(name, *, n_leads, n_targets, seed, join="logits"):
 def save_weights(path, model):
     """Write a network's weights as safetensors, whole or absent."""
     with replacing(path) as temporary:
-        save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, temporary)
+        write_tensors(temporary, model.state_dict())
 
 
 def load_weights(path, model):
