@@ -47,11 +47,9 @@ def die_at_a_change(warm, folder, rng):
     said.unlink(missing_ok=True)
     k = rng.randrange(N_CHANGES)
 
-    def prepare():
-        # For the rest of the life of this forked process.
-        watched(str(folder / "checkpoint"), Dying(k, said)).__enter__()
-
-    code = warm.train(folder, OPTIONS, prepare)
+    # Entered by the forked process, for the rest of its life.
+    changes = watched(str(folder / "checkpoint"), Dying(k, said))
+    code = warm.train(folder, OPTIONS, changes.__enter__)
     return code, said.read_text() if said.exists() else "none"
 
 
