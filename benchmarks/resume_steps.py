@@ -33,9 +33,9 @@ def undisturbed(warm, folder, wanted):
 def step_by_step(warm, folder, wanted, whole, stride):
     """Resume for so many further steps each; every loss and the model at the end are bit-equal; return how often."""
     folder.mkdir()
-    losses, number = job.losses(whole), 0
+    losses = job.losses(whole)
     with Progress("resumptions", len(losses), " steps") as progress:
-        for number, step in enumerate(range(stride, len(losses) + 1, stride), 1):
+        for step in range(stride, len(losses) + 1, stride):
             code = warm.train(folder, wanted | {"steps": stride})
             found = job.losses(folder)
             if code != REQUEUE or found != {at: losses[at] for at in range(1, step + 1)}:
@@ -44,7 +44,7 @@ def step_by_step(warm, folder, wanted, whole, stride):
     code = warm.train(folder, wanted)
     if code or job.weights(folder) != job.weights(whole) or job.curve(folder) != job.curve(whole):
         raise SystemExit(f"code {code}: another model or curve at the end")
-    return number
+    return len(losses) // stride
 
 
 def other_ranks(shards, folder, wanted, whole, n_samples):

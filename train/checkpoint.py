@@ -79,9 +79,7 @@ class Checkpoint:
             name = _plain_name(POINTER, named, "folder", _STEP)
             self._check_status(name, stat.S_ISDIR, "folder")
             manifest = self._document(f"{name}/{MANIFEST}", "anyecg-manifest", read, named.get("sha256"))
-            wanted = {f"{name}/{TENSORS}": manifest["files"][TENSORS]}
-            wanted |= {_plain_name(f"{name}/{MANIFEST}", {"beside": path}, "beside", _BEST): sha256
-                       for path, sha256 in manifest["beside"].items()}  # fmt: skip
+            wanted = _wanted(name, manifest)
         except _Wrong as cause:
             return None, None, [Problem(*cause.args)], _total(read)
         problems, tensors = [], None
@@ -148,7 +146,7 @@ class Checkpoint:
         try:
             _clear(temporary, folder)
             self._write(temporary, tensors, state, beside)
-            os.rename(temporary, folder)
+            temporary.rename(folder)
         except BaseException:
             # A full disk shall have its room again.
             shutil.rmtree(temporary, ignore_errors=True)
@@ -189,6 +187,18 @@ class _Wrong(Exception):
     """(file, what is wrong with it)."""
 
 
+def _wanted(name, manifest):
+    """Return {path: hash} of the files that the manifest of a state names."""
+    files, beside, state = (manifest.get(key) for key in ("files", "beside", "state"))
+    if not all(isinstance(found, dict) for found in (files, beside, state)) or set(files) != {TENSORS}:
+        raise _Wrong(f"{name}/{MANIFEST}", f"wanted the hash of {TENSORS}, the files beside it and a state")
+    if not isinstance(state.get("step"), int):
+        raise _Wrong(f"{name}/{MANIFEST}", f"step {state.get('step')!r}; wanted a number")
+    for path in beside:
+        _plain_name(f"{name}/{MANIFEST}", {"beside": path}, "beside", _BEST)
+    return {f"{name}/{TENSORS}": files[TENSORS]} | beside
+
+
 def _plain_name(file, document, key, pattern):
     """Return a name that a document gives, of the form that we give: it leads nowhere else."""
     name = document.get(key)
@@ -206,5 +216,5 @@ def _clear(*paths):
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        elif os.path.lexists(path):
             remove(path)

@@ -124,9 +124,7 @@ class Watch:
         still = [rank for rank in others if now[rank].n_shown == before[rank].n_shown]
         behind = [rank for rank in others if now[rank].count < count or not now[rank].together]
         found = still or behind
-        said = [
-            f"rank {rank} ({_where(now[rank])}{', which does not run' if rank in still else ''})" for rank in found
-        ]
+        said = [f"rank {rank} ({_where(now[rank])}{', which does not run' if rank in still else ''})" for rank in found]
         return [now[rank] for rank in found], ", ".join(said) or "the others, which are as far as this one"
 
     def _beats(self):
