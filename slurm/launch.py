@@ -59,24 +59,35 @@ def start_ranks(arguments, n_ranks):
             "mpirun is missing; install the project's requirements (pip brings mpich), see 'anyecg doctor'"
         )
     command = [mpirun, "-n", str(n_ranks), sys.executable, "-m", "anyecg.app.cli", *arguments]
-    ranks = subprocess.Popen(
-        command, env=rank_environment(n_ranks), stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
-    )
-    with _passing_on(ranks):
+    with _passing_on() as started:
+        ranks = subprocess.Popen(
+            command, env=rank_environment(n_ranks), stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
+        )
+        started.append(ranks)
         return ranks.wait()
 
 
 @contextmanager
-def _passing_on(process):
-    """Pass the signals that ask for an end on to a process for a while; only the main thread can."""
+def _passing_on():
+    """Pass the signals that ask for an end on to the processes of a list for a while; only the main thread can."""
+    processes: list[subprocess.Popen] = []
     numbers = (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _: _tell(processes, number)) for number in numbers}
     try:
-        yield
+        yield processes
     except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
+        for process in processes:
+            process.terminate()
+            process.wait()
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(processes, number):
+    if not processes:
+        # Nothing runs that could save.
+        sys.exit(128 + number)
+    for process in processes:
+        process.send_signal(number)

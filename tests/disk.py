@@ -1,4 +1,4 @@
-"""A disk that fails or loses power under the shard stage: every change of a file goes through these functions of os."""
+"""A disk that fails or loses power under a stage: every change of a file goes through these functions of os."""
 
 import os
 import random
@@ -127,14 +127,14 @@ def lose_power(before, steps, root, variant, rng):
     Parameters
     ----------
     before : dict
-        Path to content at the start, all safe. ``root`` itself is safe too.
+        Path to content at the start, all safe, as are their folders and ``root``.
     variant : str
         ``lost``: nothing is there that was not fsynced, neither content nor name. ``named``: every name is there, no
         content. ``torn``: some names, in order within a folder, and any of the writes.
     """
     now = {path: _Inode(data) for path, data in before.items()}
-    folders, safe = {root}, dict(now)
-    safe_folders = {root}
+    folders, safe = {root, *map(_folder, before)}, dict(now)
+    safe_folders = set(folders)
     pending: list[tuple] = []  # changes of names that no fsync of their folder has made safe
 
     def apply(names, known, step):
@@ -145,6 +145,11 @@ def lose_power(before, steps, root, variant, rng):
             names[path] = details[0]
         elif what == "unlink":
             names.pop(path, None)
+        elif what == "rename" and path in known:
+            known.remove(path)
+            known.add(details[0])
+            for name in [name for name in names if name.startswith(f"{path}/")]:
+                names[details[0] + name.removeprefix(path)] = names.pop(name)
         elif what == "rename":
             inode = names.pop(path, None) or details[1]
             names[details[0]] = inode
@@ -164,7 +169,7 @@ def lose_power(before, steps, root, variant, rng):
             if what == "create":
                 step = (what, path, _Inode())
             elif what == "rename":
-                step = (what, path, *details, now[path])
+                step = (what, path, *details, now.get(path))
             apply(now, folders, step)
             pending.append(step)
     if variant != "lost":
@@ -195,10 +200,15 @@ def lay(state, folder):
 def record(job, seed=1):
     """Run a job on its folder as it is; return (what was there before, the steps)."""
     before = {str(job.folder / name): data for name, data in job.files().items()}
+    return before, record_changes(job.folder, lambda: job.run(seed))
+
+
+def record_changes(folder, work):
+    """Return the steps of some work below a folder."""
     recording = Recording()
-    with watched(str(job.folder), recording):
-        job.run(seed)
-    return before, recording.steps
+    with watched(str(folder), recording):
+        work()
+    return recording.steps
 
 
 def after_power_loss(job, state, whole):

@@ -1,16 +1,25 @@
 """The state of a training as a folder that is whole or invisible."""
 
+import hashlib
 import os
+import re
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 
-from anyecg.loaders.errors import ModelError
+from anyecg.loaders.errors import ModelError, UpgradeNeeded
 from anyecg.loaders.files import file_hash, make_folder, read_document, remove, sync_folder, write_document
+from anyecg.loaders.verify import Problem
+from anyecg.train.tensors import write_tensors
 
 POINTER, MANIFEST, TENSORS = "pointer.json", "manifest.json", "state.safetensors"
+_STEP, _BEST = re.compile(r"step-\d{8,}"), re.compile(r"best-\d{8,}\.safetensors")
+# Of states that are not the newest, and of kills while one was written.
+_LEFT_OVER = ("step-", ".step-", "best-", ".best-", f".{POINTER}.")
 
 
 class Checkpoint:
@@ -37,81 +46,175 @@ class Checkpoint:
         UpgradeNeeded, ModelError
             Another version; missing, damaged, or another user's.
         """
-        if not self.pointer.exists():
+        if not os.path.lexists(self.pointer):
             return None
-        folder, manifest = self._check()
+        tensors, state, problems, _ = self._examine()
+        if problems:
+            raise self._error(*problems[0][:2])
+        return tensors, state
+
+    def problems(self):
+        """Re-read the newest state.
+
+        Returns
+        -------
+        (dict, list of Problem)
+            Its step, None without one, and the bytes read; what is wrong, nothing when all is well or nothing was
+            saved yet.
+        """
+        if os.path.lexists(self.pointer):
+            try:
+                _, state, problems, n_bytes = self._examine()
+            except UpgradeNeeded as cause:
+                state, problems, n_bytes = None, [Problem(POINTER, str(cause))], 0
+            return {"step": state and state["step"], "n_bytes": n_bytes}, problems
+        found = [Problem(POINTER, "missing, beside a state; it was lost, or the first save was killed")]
+        return {"step": None, "n_bytes": 0}, found if any(self.folder.glob("step-*")) else []
+
+    def _examine(self):
+        """Return (tensors, plain values, problems, bytes read) of what the pointer names."""
+        read: dict[str, bytes] = {}
         try:
-            return load_file(folder / TENSORS), manifest["state"]
-        except (OSError, SafetensorError) as cause:
-            raise self._error(folder / TENSORS, str(cause)) from None
+            named = self._document(POINTER, "anyecg-checkpoint", read)
+            name = _plain_name(POINTER, named, "folder", _STEP)
+            self._check_status(name, stat.S_ISDIR, "folder")
+            manifest = self._document(f"{name}/{MANIFEST}", "anyecg-manifest", read, named.get("sha256"))
+            wanted = _wanted(name, manifest)
+        except _Wrong as cause:
+            return None, None, [Problem(*cause.args)], _total(read)
+        problems, tensors = [], None
+        for path, sha256 in wanted.items():
+            try:
+                self._read(path, read, sha256)
+            except _Wrong as cause:
+                problems.append(Problem(*cause.args))
+        if not problems:
+            try:
+                tensors = load(read[f"{name}/{TENSORS}"])
+            except SafetensorError as cause:
+                problems = [Problem(f"{name}/{TENSORS}", str(cause))]
+        return tensors, manifest["state"], problems, _total(read)
 
-    def _check(self):
-        """Return the folder that the pointer names and its manifest, after everything agreed."""
-        named = self._document(self.pointer, "anyecg-checkpoint")
-        folder = self.folder / Path(named["folder"]).name
-        manifest = self._document(folder / MANIFEST, "anyecg-manifest")
-        if file_hash(folder / MANIFEST) != named["sha256"]:
-            raise self._error(folder / MANIFEST, "not the one that the pointer names")
-        for path, wanted in self._named(folder, manifest):
-            if path.is_symlink() or not path.is_file() or file_hash(path) != wanted:
-                raise self._error(path, "missing or damaged")
-        return folder, manifest
-
-    def _named(self, folder, manifest):
-        """Return (path, hash) of the files that a manifest names: its own, and the best weights beside it."""
-        files = [(folder / name, wanted) for name, wanted in manifest["files"].items()]
-        return files + [(self.folder / name, wanted) for name, wanted in manifest["beside"].items()]
-
-    def _document(self, path, form):
-        if path.exists() and path.stat().st_uid != os.geteuid():
-            raise self._error(path, f"belongs to user {path.stat().st_uid}, not to you")
+    def _document(self, name, form, read, wanted=None):
+        self._read(name, read, wanted)
         try:
-            return read_document(path, form, missing=f"{path}: missing", error=ModelError)
+            return read_document(self.folder / name, form, missing="missing", error=ModelError)
         except ModelError as cause:
-            raise ModelError(f"{cause}; remove {self.folder} and run 'anyecg finetune' again") from None
+            raise _Wrong(name, str(cause).removeprefix(f"{self.folder / name}: ")) from None
 
-    def _error(self, path, what):
-        return ModelError(f"{path}: {what}; remove {self.folder} and run 'anyecg finetune' again")
+    def _read(self, name, read, wanted=None):
+        """Add the bytes of a plain file of ours to ``read``, with the hash that is wanted, if any."""
+        self._check_status(name, stat.S_ISREG, "plain file")
+        try:
+            data = (self.folder / name).read_bytes()
+        except OSError as cause:
+            raise _Wrong(name, f"cannot be read ({cause.strerror})") from None
+        if wanted not in (None, hashlib.sha256(data).hexdigest()):
+            raise _Wrong(name, "damaged, or not the one that was saved")
+        read[name] = data
+
+    def _check_status(self, name, is_kind, kind):
+        try:
+            status = os.lstat(self.folder / name)
+        except OSError as cause:
+            raise _Wrong(name, f"missing ({cause.strerror})") from None
+        if not is_kind(status.st_mode):
+            raise _Wrong(name, f"not a {kind}; links and the like are refused")
+        if status.st_uid != os.geteuid():
+            raise _Wrong(name, f"belongs to user {status.st_uid}, not to you")
+
+    def _error(self, name, what):
+        return ModelError(f"{self.folder / name}: {what}; remove {self.folder} and run 'anyecg finetune' again")
 
     def save(self, step, tensors, state, *, beside=()):
-        """Write a state and make it the newest; ``beside`` names files of the run folder that belong to it."""
+        """Write a state and make it the newest; ``beside`` names files of the run folder that belong to it.
+
+        A state of a step that is the newest already is left as it is. Where the disk fails, the one before stays.
+
+        Raises
+        ------
+        ModelError
+            The pointer there is damaged.
+        OSError
+            The disk fails.
+        """
         make_folder(self.folder)
         name = f"step-{step:08d}"
-        if self.pointer.exists() and self._document(self.pointer, "anyecg-checkpoint")["folder"] == name:
+        if self._newest() == name:
             return
         temporary, folder = self.folder / f".{name}.tmp", self.folder / name
-        for path in (temporary, folder):
-            shutil.rmtree(path, ignore_errors=True)
-        make_folder(temporary)
-        save_file(tensors, temporary / TENSORS)
-        sync_folder(temporary)
-        manifest = {
-            "files": {TENSORS: file_hash(temporary / TENSORS)},
-            "beside": {path: file_hash(self.folder / path) for path in beside},
-            "state": state,
-        }
-        write_document(temporary / MANIFEST, "anyecg-manifest", manifest)
-        temporary.rename(folder)
+        try:
+            _clear(temporary, folder)
+            self._write(temporary, tensors, state, beside)
+            temporary.rename(folder)
+        except BaseException:
+            # A full disk shall have its room again.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         sync_folder(self.folder)
         write_document(
             self.pointer, "anyecg-checkpoint", {"folder": name, "sha256": file_hash(folder / MANIFEST)}
         )  # fmt: skip
         self._sweep({name, *beside})
 
-    def _sweep(self, kept):
-        """Remove older states and what killed saves have left."""
-        for path in self.folder.iterdir():
-            if path.name in kept or not path.name.startswith(("step-", ".step-", "best-")):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                remove(path)
-
-    def problems(self):
-        """Say in one line each what is wrong with the newest state; empty when all is well or there is none."""
+    def _newest(self):
+        """Return the name of the newest state's folder; None before the first."""
+        if not os.path.lexists(self.pointer):
+            return None
         try:
-            self.load()
-        except ModelError as cause:
-            return [str(cause)]
-        return []
+            return self._document(POINTER, "anyecg-checkpoint", {}).get("folder")
+        except _Wrong as cause:
+            raise self._error(*cause.args) from None
+
+    def _write(self, temporary, tensors, state, beside):
+        make_folder(temporary)
+        files = {TENSORS: write_tensors(temporary / TENSORS, tensors)}
+        sync_folder(temporary)
+        manifest = {
+            "files": files, "beside": {path: file_hash(self.folder / path) for path in beside}, "state": state
+        }  # fmt: skip
+        write_document(temporary / MANIFEST, "anyecg-manifest", manifest)
+
+    def _sweep(self, kept):
+        """Remove older states and what killed saves have left; what cannot be removed now is tried again."""
+        for path in self.folder.iterdir():
+            if path.name not in kept and path.name.startswith(_LEFT_OVER):
+                with suppress(OSError):
+                    _clear(path)
+
+
+class _Wrong(Exception):
+    """(file, what is wrong with it)."""
+
+
+def _wanted(name, manifest):
+    """Return {path: hash} of the files that the manifest of a state names."""
+    files, beside, state = (manifest.get(key) for key in ("files", "beside", "state"))
+    if not all(isinstance(found, dict) for found in (files, beside, state)) or set(files) != {TENSORS}:
+        raise _Wrong(f"{name}/{MANIFEST}", f"wanted the hash of {TENSORS}, the files beside it and a state")
+    if not isinstance(state.get("step"), int):
+        raise _Wrong(f"{name}/{MANIFEST}", f"step {state.get('step')!r}; wanted a number")
+    for path in beside:
+        _plain_name(f"{name}/{MANIFEST}", {"beside": path}, "beside", _BEST)
+    return {f"{name}/{TENSORS}": files[TENSORS]} | beside
+
+
+def _plain_name(file, document, key, pattern):
+    """Return a name that a document gives, of the form that we give: it leads nowhere else."""
+    name = document.get(key)
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        raise _Wrong(file, f"{key} {name!r}; wanted a name as {pattern.pattern}")
+    return name
+
+
+def _total(read):
+    return sum(len(data) for data in read.values())
+
+
+def _clear(*paths):
+    """Remove folders with all that is in them, files, and links but not what they lead to."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            remove(path)

@@ -35,6 +35,7 @@ CURVE = (
     "epoch", "step", "windows", "train_loss", "val_loss", "val_score", "learning_rate", "windows_per_s",
     "waiting_share",
 )  # fmt: skip
+BEATS = ".beats"
 # The first steps of a process may compile.
 SLOW_STEPS, SLOW_FACTOR = 2, 20.0
 
@@ -69,12 +70,14 @@ class Training:
 
     def __init__(self, folder, index, config, stream, raw, *, seed, comm, log_folder, exits):
         self.folder, self.index, self.config, self.comm = Path(folder), index, config, comm
+        self.watch = Watch(self.folder / BEATS, comm.rank, comm.size, config.hang_seconds)
+        exits.callback(self.watch.close)
         seed = seed + config.seed
         order = {
             "seed": seed, "split": "train", "horizon_min": config.horizon_min, "batch_size": config.batch_size
         }  # fmt: skip
         self.checkpoint = Checkpoint(folder)
-        found = self.checkpoint.load()
+        found = self._load()
         self.objective = Objective(config, index)
         self.network = initial_network(
             config, index, comm, n_targets=len(self.objective.targets), seed=seed, fresh=found is None
@@ -82,7 +85,10 @@ class Training:
         if found:
             tensors, self.state = found
             model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-            self.network.load_state_dict(model)
+            try:
+                self.network.load_state_dict(model)
+            except RuntimeError as cause:
+                self._fail(f"{self.folder}: weights of another network ({str(cause).splitlines()[-1].strip()})")
         else:
             self.state = {
                 "step": 0, "n_optimiser_steps": 0, "curve": [], "best_value": math.inf, "best_row": None, "best": None,
@@ -105,13 +111,28 @@ class Training:
         )  # fmt: skip
         self.n_steps = self.batches.first_step(config.epochs)
         self.journal = exits.enter_context(closing(Journal(log_folder, shown=comm.rank == 0)))
-        self.watch = Watch(self.folder / ".beats", comm.rank, comm.size, config.hang_seconds)
-        exits.callback(self.watch.close)
         self._first_step, self._rate = self.state["step"], 0.0
         self._window = {"start": time.monotonic(), "windows": 0, "waited": 0.0}
 
-    def run(self):
+    def _load(self):
+        """Return the newest state; all ranks fail with one, and have read the same."""
+        found = error = None
+        try:
+            found = self.checkpoint.load()
+        except AnyECGError as cause:
+            error = cause
+        share_error(self.comm, error)
+        steps = self.comm.allgather(found and found[1]["step"])
+        if len(set(steps)) > 1:
+            self._fail(f"{self.folder}: the ranks see states of other steps, {steps}; run the same command again")
+        return found
+
+    def run(self, asked):
         """Train to the end, or until a signal or an early stop; publishes nothing yet.
+
+        Parameters
+        ----------
+        asked : anyecg.train.watch.Asked
 
         Raises
         ------
@@ -127,12 +148,9 @@ class Training:
             "start", step=state["step"], n_steps=self.n_steps, ranks=self.comm.size, parameters=parameters
         )  # fmt: skip
         n_samples = (self.n_steps - state["step"]) * config.batch_size
-        with (
-            Asked().listening() as asked,
-            Progress("finetune", n_samples, " samples", shown=self.comm.rank == 0) as progress,
-        ):
+        with Progress("finetune", n_samples, " samples", shown=self.comm.rank == 0) as progress:
             while state["step"] < self.n_steps and not self._is_over():
-                stop = self._step(asked.number, progress)
+                stop = self._step(asked, progress)
                 epoch_ends = state["step"] == self.batches.first_step(self.batches.epoch_of(state["step"] - 1) + 1)
                 validates = self._is_due(config.validate_every, epoch_ends)
                 if validates:
@@ -177,7 +195,7 @@ class Training:
         waited = time.monotonic() - start
         self._rate = rate = self.learning_rate()
         done = self.engine.train_step(
-            batch, step, learning_rate=rate, n_each=batches.n_each, asked=asked,
+            batch, step, learning_rate=rate, n_each=batches.n_each, asked=asked.number,
             phase=lambda name, together: self.watch.phase(f"{name} {step}", together=together, allowed=allowed),
         )  # fmt: skip
         self.watch.phase(f"after step {step}")
@@ -338,13 +356,14 @@ def finetune(folder, model_folder, index, config, stream, *, raw, seed, comm, st
     folder = Path(folder) / stage_hash
     if comm.rank == 0:
         make_folder(folder)
+        (folder / BEATS).unlink(missing_ok=True)
     comm.barrier()
-    with ExitStack() as exits:
+    with Asked().listening() as asked, ExitStack() as exits:
         training = Training(
             folder, index, config, stream, raw, seed=seed, comm=comm, log_folder=log_folder, exits=exits
         )  # fmt: skip
         try:
-            training.run()
+            training.run(asked)
         except AnyECGError as cause:
             # A rank that fails alone is not waited for.
             if cause.on_every_rank:

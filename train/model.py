@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
@@ -12,6 +12,7 @@ from anyecg.train.card import check_card
 from anyecg.train.net1d import Net1D
 from anyecg.train.resnet import ResNet
 from anyecg.train.s4d import S4D
+from anyecg.train.tensors import write_tensors
 
 MODELS = {
     "resnet": ResNet,
@@ -36,7 +37,7 @@ def build_model(name, *, n_leads, n_targets, seed, fs=500, join="logits"):
 def save_weights(path, model):
     """Write a network's weights as safetensors, whole or absent."""
     with replacing(path) as temporary:
-        save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, temporary)
+        write_tensors(temporary, model.state_dict())
 
 
 def load_weights(path, model):

@@ -62,13 +62,14 @@ def make_graph(network, card):
     n_features, several = network.dense.in_features, torch.export.Dim.DYNAMIC
     example = torch.randn(2, len(card["leads"]), card["samples"])
     inputs = (example, torch.randn(3, n_features)) if joins else (example,)
+    whole = _Whole(network.exportable(card["samples"]), card).eval()
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
             program = torch.onnx.export(
-                _Whole(network.exportable(card["samples"]), card).eval(), inputs, dynamo=True, opset_version=OPSET, verbose=False,
+                whole, inputs, dynamo=True, opset_version=OPSET, verbose=False,
                 input_names=[SIGNAL, BEFORE][: len(inputs)], output_names=output_names(card),
                 dynamic_shapes=tuple({0: several} for _ in inputs),
             )  # fmt: skip

@@ -3,30 +3,48 @@
 import faulthandler
 import os
 import signal
+import socket
 import struct
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-# count of phases, seconds since 1970, waits for others, name
-_BEAT = struct.Struct("<Qd?47s")
 # How much later ranks that wait for others give up than the one that they wait for, so that it speaks first.
 SECONDS_OF_GRACE = 8
+# A process that runs shows itself every second.
+SECONDS_TO_SHOW, SECONDS_TO_REACT = 1.0, 3.0
 SECONDS_TO_PASS_ON = 0.5
+
+
+class _Beat(NamedTuple):
+    """What a rank shows of itself: how often, which phase, who it is."""
+
+    n_shown: int
+    count: int
+    since: float
+    together: bool
+    process: int
+    host: bytes
+    name: bytes
+
+
+_FORM = struct.Struct("<QQd?q64s64s")
 
 
 class Watch:
     """Ends this process, and thereby the job, when a phase of it lasts too long.
 
-    Every rank writes which phase it is in to its place in one small file beside the checkpoint; a rank that has waited
-    too long for the others says from it which of them is behind, and where that one was last seen.
+    A thread of every rank shows each second, in its place of one small file beside the checkpoint, which phase the
+    rank is in. A rank that has waited too long for the others says from it whose process no longer runs, or else who is
+    behind; if that is on the same machine, it is made to print where it stands before the job ends.
 
     Parameters
     ----------
     path : path
-        The file, on a disk that all ranks see.
+        The file, on a disk that all ranks see; what an earlier job left there must be gone.
     rank, n_ranks : int
     seconds : float
         Longest time of a phase; 0 watches nothing.
@@ -34,57 +52,93 @@ class Watch:
 
     def __init__(self, path, rank, n_ranks, seconds):
         self.path, self.rank, self.n_ranks, self.seconds = Path(path), rank, n_ranks, seconds
-        self._count, self._now, self._allowed = 0, ("starting", False, time.monotonic()), 10.0
+        self._host, self._n_shown, self._count = socket.gethostname().encode()[:64], 0, 0
+        self.phase("starting", allowed=10)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
         if seconds:
-            threading.Thread(target=self._look, daemon=True, name="watch").start()
+            # Its C code prints where the threads stand, even while one of them holds the interpreter.
+            faulthandler.register(signal.SIGABRT, file=2, all_threads=True, chain=True)
+            self._show()
+            self._thread.start()
 
     def phase(self, name, *, together=False, allowed=1.0):
         """Enter a phase; ``together`` if it waits for other ranks; ``allowed`` times the usual time."""
         self._count += 1
-        self._now, self._allowed = (name, together, time.monotonic()), allowed
-        os.pwrite(
-            self._descriptor, _BEAT.pack(self._count, time.time(), together, name.encode()[:47]),
-            self.rank * _BEAT.size,
-        )  # fmt: skip
+        self._now = self._count, name, together, time.monotonic(), allowed
 
     def close(self):
         """Watch no longer."""
         if not self._ended.is_set():
             self._ended.set()
+            if self._thread.is_alive():
+                self._thread.join()
             os.close(self._descriptor)
 
     def _look(self):
-        while not self._ended.wait(1.0):
-            name, together, since = self._now
+        while not self._ended.wait(SECONDS_TO_SHOW):
+            count, name, together, since, allowed = self._now
+            self._show()
             seconds = time.monotonic() - since
-            if seconds > self.seconds * self._allowed + (SECONDS_OF_GRACE if together else 0):
-                self._end(name, together, seconds)
+            if seconds > self.seconds * allowed + (SECONDS_OF_GRACE if together else 0):
+                self._end(count, name, together, seconds)
 
-    def _end(self, name, together, seconds):
-        said = f"rank {self.rank} has been in '{name}' for {seconds:.0f} s"
+    def _show(self):
+        count, name, together, since, _ = self._now
+        self._n_shown += 1
+        beat = _Beat(
+            self._n_shown, count, time.time() - (time.monotonic() - since), together, os.getpid(), self._host,
+            name.encode()[:64],
+        )  # fmt: skip
+        # A disk that fails is noticed where something is saved.
+        with suppress(OSError):
+            os.pwrite(self._descriptor, _FORM.pack(*beat), self.rank * _FORM.size)
+
+    def _end(self, count, name, together, seconds):
+        said, to_blame = f"rank {self.rank} has been in '{name}' for {seconds:.0f} s", []
         if together:
-            said += f", waiting for {self._behind()}"
+            to_blame, what = self._behind(count)
+            said += f", waiting for {what}"
         print(f"anyecg finetune: {said}; the job ends. Where it stands:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(all_threads=True)
+        faulthandler.dump_traceback(file=2, all_threads=True)
         print(
             "anyecg finetune: run the same command again; a longer finetune.hang_seconds if the machine is that slow",
             file=sys.stderr, flush=True,
         )  # fmt: skip
+        for beat in to_blame:
+            if beat.n_shown and beat.host.rstrip(b"\0") == self._host:
+                print(f"anyecg finetune: where process {beat.process} stands:", file=sys.stderr, flush=True)
+                with suppress(OSError):
+                    os.kill(beat.process, signal.SIGABRT)
+                    os.kill(beat.process, signal.SIGCONT)
         time.sleep(SECONDS_TO_PASS_ON)
         os._exit(1)
 
-    def _behind(self):
-        """Say which ranks are in an earlier phase, or in one of their own."""
-        data = os.pread(self._descriptor, self.n_ranks * _BEAT.size, 0).ljust(self.n_ranks * _BEAT.size, b"\0")
-        beats = [_BEAT.unpack_from(data, rank * _BEAT.size) for rank in range(self.n_ranks)]
-        behind = [
-            f"rank {rank} (last seen {time.time() - at:.0f} s ago in '{name.rstrip(bytes(1)).decode()}')"
-            for rank, (count, at, together, name) in enumerate(beats)
-            if rank != self.rank and (count < self._count or not together)
-        ]
-        return ", ".join(behind) or "the others, which are as far as this one"
+    def _behind(self, count):
+        """Return the beats of the ranks that are waited for, and a sentence on them."""
+        before = self._beats()
+        time.sleep(SECONDS_TO_REACT)
+        now = self._beats()
+        others = [rank for rank in range(self.n_ranks) if rank != self.rank]
+        still = [rank for rank in others if now[rank].n_shown == before[rank].n_shown]
+        behind = [rank for rank in others if now[rank].count < count or not now[rank].together]
+        found = still or behind
+        said = [f"rank {rank} ({_where(now[rank])}{', which does not run' if rank in still else ''})" for rank in found]
+        return [now[rank] for rank in found], ", ".join(said) or "the others, which are as far as this one"
+
+    def _beats(self):
+        # Opened anew: a shared disk then shows what other machines have written.
+        n_bytes = self.n_ranks * _FORM.size
+        data = self.path.read_bytes().ljust(n_bytes, b"\0")
+        return [_Beat(*_FORM.unpack_from(data, rank * _FORM.size)) for rank in range(self.n_ranks)]
+
+
+def _where(beat):
+    if not beat.n_shown:
+        return "never seen"
+    name, host = (text.rstrip(b"\0").decode(errors="replace") for text in (beat.name, beat.host))
+    return f"process {beat.process} on {host}, in '{name}' for {time.time() - beat.since:.0f} s"
 
 
 class Asked:
