@@ -35,7 +35,7 @@ def _write_published_form(path, network, card):
         )
     document = {
         "epoch": card.get("epoch"), "step": card.get("step"), "state_dict": published_state_dict(network),
-        "optimizer": {}, "scheduler": {}, "val_auroc": float(card.get("val_auroc", math.nan)),
+        "optimizer": {}, "scheduler": {}, "val_auroc": math.nan if card.get("val_score") is None else card["val_score"],
     }  # fmt: skip
     with replacing(path) as temporary:
         torch.save(document, temporary)
