@@ -213,7 +213,7 @@ class Twin(nn.Module):
 def net1d(tmp_path_factory):
     """Return the folder of a net1d and its export in the published form."""
     home = tmp_path_factory.mktemp("net1d")
-    folder = make_model(home / "model", model="net1d", val_auroc=0.75)
+    folder = make_model(home / "model", model="net1d", val_score=0.75)
     export_model(folder, "ecgfounder", home / "one.pth")
     return folder, home / "one.pth"
 
