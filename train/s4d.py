@@ -168,7 +168,7 @@ class _Block(nn.Module):
 
 
 class S4D(Network):
-    """State-space network of 0.45 M parameters: stem to 31 Hz, six blocks, mean and max over time.
+    """State-space network of 0.47 M parameters: stem to 31 Hz, six blocks, mean and max over time.
 
     Parameters
     ----------
@@ -184,10 +184,13 @@ class S4D(Network):
         super().__init__()
         self.in_channels = in_channels
         self.stem = nn.Sequential(
-            nn.Conv1d(in_channels, 64, 15, stem_stride(fs), padding=7, bias=False),
+            nn.Conv1d(in_channels, 32, 15, stem_stride(fs), padding=7, bias=False),
+            nn.GroupNorm(8, 32),
+            nn.GELU(),
+            nn.Conv1d(32, 64, 9, 2, padding=4, bias=False),
             nn.GroupNorm(8, 64),
             nn.GELU(),
-            nn.Conv1d(64, channels, 9, 4, padding=4),
+            nn.Conv1d(64, channels, 9, 2, padding=4),
         )
         self.blocks = nn.Sequential(*(_Block(channels) for _ in range(n_blocks)))
         self.last = nn.GroupNorm(8, channels)
