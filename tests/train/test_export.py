@@ -45,11 +45,14 @@ def windows(n_windows, seed=0):
 
 
 def by_torch(folder, x_WT):
-    """Return logits and scores of windows, then of the record."""
+    """Return logits and scores of windows, then of the record, whose windows are read in interleaved groups."""
     network, card = open_model(folder)
     with torch.no_grad():
         feature_WF = network.features(standardised(torch.from_numpy(x_WT)[:, None]))
-        logit_WC, own_1C = network.dense(feature_WF).numpy(), network.joined(feature_WF[None]).numpy()
+        logit_WC = network.dense(feature_WF).numpy()
+        n_groups = -(-len(x_WT) // card["windows_per_sample"])
+        groups = [network.joined(feature_WF[group::n_groups][None]) for group in range(n_groups)]
+        own_1C = torch.stack(groups).mean(0).numpy()
     return logit_WC, scores_of(logit_WC, card), own_1C, scores_of(own_1C, card)
 
 

@@ -155,7 +155,7 @@ def test_the_validation_of_exclusive_labels_is_that_of_scikit_learn(exclusive):
     label_D = np.asarray(index.tables["draw_labels"])[list(draws)].argmax(1)
     with torch.no_grad():
         logit_DC = torch.cat([
-            model.joined(model.features(windows(index, rows))[None]) for rows in draws.values()
+            model.joined_of_all(model.features(windows(index, rows)), 3)[None] for rows in draws.values()
         ])  # fmt: skip
     score_DC = logit_DC.double().softmax(1).numpy()
     areas = [roc_auc_score(label_D == c, score_DC[:, c]) for c in range(4) if 0 < (label_D == c).sum() < len(label_D)]
