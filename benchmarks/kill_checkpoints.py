@@ -77,7 +77,7 @@ def check(folder, counts):
     counts["nothing lost" if step == last else "one step lost"] += 1
 
 
-def until_whole(warm, folder, rng, n_kills, counts):
+def until_whole(warm, folder, rng, n_kills, counts, progress):
     """Kill and resume until a training ends by itself; return the number of kills."""
     folder.mkdir()
     for number in range(10_000):
@@ -91,6 +91,7 @@ def until_whole(warm, folder, rng, n_kills, counts):
             raise SystemExit(f"exit code {code}: {(folder / 'said.txt').read_text()}")
         counts[where] += 1
         check(folder, counts)
+        progress.advance(1, str(dict(counts)))
     raise SystemExit("without end")
 
 
@@ -112,7 +113,7 @@ def main():
             raise SystemExit((base / "whole/said.txt").read_text())
         while left > 0:
             folder = base / f"killed-{n_runs}"
-            n_kills = until_whole(warm, folder, rng, left, counts)
+            n_kills = until_whole(warm, folder, rng, left, counts, progress)
             left, n_runs = left - n_kills, n_runs + 1
             if job.losses(folder) != job.losses(base / "whole"):
                 raise SystemExit(f"{folder}: other losses than undisturbed")
@@ -121,7 +122,6 @@ def main():
             left_over = {path.name.split("-")[0] for path in (folder / "checkpoint/hash").iterdir()}
             if left_over - {"pointer.json", "step", "best"} - {".store"}:
                 raise SystemExit(f"{folder}: left over {left_over}")
-            progress.advance(n_kills, str(dict(counts)))
     print(f"{arguments.kills - left} kills in {n_runs} trainings: every state whole, at most one save lost,")
     print("every loss, the curve and the model at the end as undisturbed;")
     print(", ".join(f"{what} {n}" for what, n in sorted(counts.items())))

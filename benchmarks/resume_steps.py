@@ -47,7 +47,7 @@ def step_by_step(warm, folder, wanted, whole, stride):
     return len(losses) // stride
 
 
-def other_ranks(shards, folder, wanted, whole, n_samples):
+def other_ranks(warm, folder, wanted, whole, n_samples):
     """Resume on other numbers of ranks for 21 steps each; return the largest relative differences of the losses.
 
     They are those from the training that nobody disturbed, so what one resumption has changed counts in the next too.
@@ -64,7 +64,12 @@ def other_ranks(shards, folder, wanted, whole, n_samples):
             shutil.rmtree(folder)
             at = 0
         n_ranks = SIZES[number % len(SIZES)]
-        code, said = job.train(shards, folder, wanted | {"steps": n_more}, n_ranks)
+        options = wanted | {"steps": n_more}
+        if n_ranks == 1:
+            folder.mkdir(exist_ok=True)
+            code, said = warm.train(folder, options), folder / "said.txt"
+        else:
+            code, said = job.train(warm.shards, folder, options, n_ranks)
         if code != REQUEUE:
             raise SystemExit(f"{n_ranks} ranks: code {code}, {said}")
         found = {step: min(loss) for step, loss in job.losses(folder).items()}
@@ -93,7 +98,7 @@ def main():
         n_equal = step_by_step(warm, base / "steps", wanted, base / "whole", arguments.stride)
         print(f"{n_equal} resumptions, {arguments.stride} steps apart: every loss bit-equal, same model and curve")
         if arguments.other_ranks:
-            first, rest = other_ranks(base / "shards", base / "ranks", wanted, whole, arguments.other_ranks)
+            first, rest = other_ranks(warm, base / "ranks", wanted, whole, arguments.other_ranks)
             print(f"{arguments.other_ranks} on other ranks: first loss within {first:.1e}, the next within {rest:.1e}")
             if first > FIRST_WITHIN or rest > NEXT_WITHIN:
                 raise SystemExit(f"wanted {FIRST_WITHIN} and {NEXT_WITHIN}")

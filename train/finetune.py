@@ -257,7 +257,7 @@ class Training:
         state, sums = self.state, self.state["sums"]
         with self.average.in_place():
             loss, score = self.validation.measure(
-                self.network, after_each=lambda: self.watch.phase("validating", together=True, allowed=4)
+                self.network, phase=lambda name, together: self.watch.phase(name, together=together)
             )  # fmt: skip
             value = loss if self.config.best_by == "loss" else -score
             # Without a validation split the last one is taken.

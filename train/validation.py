@@ -53,23 +53,26 @@ class Validation:
             size = max(1, min(256, len(windows)))
             self.batches = WindowBatches(index, windows, stream, batch_size=size, device_id=device.index)
 
-    def measure(self, network, *, after_each=lambda: None):
+    def measure(self, network, *, phase=lambda name, together: None):
         """Return (loss, score), the same on every rank; NaN without labels.
 
+        ``phase`` is told what comes next, and whether that waits for other ranks.
         The score is the mean AUROC over targets with both classes; for a regression the mean R2 over components.
         """
         network.eval()
         found = []
         with torch.no_grad():
+            phase("validating", False)
             for x_BLT in self.batches or []:
                 x_BLT = x_BLT.to(self.device)
                 found.append((network.features(x_BLT) if self.joins else network(x_BLT)).float())
-                after_each()
+                phase("validating", False)
             if self.joins and found:
                 parts = torch.cat(found).split(self.n_windows_U.tolist())
                 found = [network.joined_of_all(part, self.n_each)[None] for part in parts]
         network.train()
         mine = torch.cat(found).cpu().numpy() if found else np.empty((0, len(self.objective.targets)), np.float32)
+        phase("gathering outputs of the validation", True)
         gathered = self.comm.gather(mine)
         return self.comm.bcast(self._summarise(np.concatenate(gathered)) if self.comm.rank == 0 else None)
 

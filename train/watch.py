@@ -15,7 +15,7 @@ from typing import NamedTuple
 # How much later ranks that wait for others give up than the one that they wait for, so that it speaks first.
 SECONDS_OF_GRACE = 8
 # A process that runs shows itself every second.
-SECONDS_TO_SHOW, SECONDS_TO_REACT = 1.0, 3.0
+SECONDS_TO_SHOW, SECONDS_TO_REACT = 1.0, 3
 SECONDS_TO_PASS_ON = 0.5
 
 
@@ -59,7 +59,7 @@ class Watch:
         self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
         if seconds:
             # Its C code prints where the threads stand, even while one of them holds the interpreter.
-            faulthandler.register(signal.SIGABRT, file=2, all_threads=True, chain=True)
+            faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
             self._show()
             self._thread.start()
 
@@ -81,7 +81,11 @@ class Watch:
             count, name, together, since, allowed = self._now
             self._show()
             seconds = time.monotonic() - since
-            if seconds > self.seconds * allowed + (SECONDS_OF_GRACE if together else 0):
+            grace = SECONDS_OF_GRACE if together else 0
+            if seconds > self.seconds * allowed + grace or (
+                # A long phase is no reason to wait for a process that does not run.
+                together and seconds > self.seconds + grace and self._still()
+            ):
                 self._end(count, name, together, seconds)
 
     def _show(self):
@@ -110,22 +114,30 @@ class Watch:
             if beat.n_shown and beat.host.rstrip(b"\0") == self._host:
                 print(f"anyecg finetune: where process {beat.process} stands:", file=sys.stderr, flush=True)
                 with suppress(OSError):
-                    os.kill(beat.process, signal.SIGABRT)
+                    os.kill(beat.process, signal.SIGUSR2)
                     os.kill(beat.process, signal.SIGCONT)
         time.sleep(SECONDS_TO_PASS_ON)
         os._exit(1)
 
     def _behind(self, count):
         """Return the beats of the ranks that are waited for, and a sentence on them."""
-        before = self._beats()
-        time.sleep(SECONDS_TO_REACT)
-        now = self._beats()
-        others = [rank for rank in range(self.n_ranks) if rank != self.rank]
-        still = [rank for rank in others if now[rank].n_shown == before[rank].n_shown]
-        behind = [rank for rank in others if now[rank].count < count or not now[rank].together]
+        still, now = self._still(), self._beats()
+        behind = [
+            rank for rank, beat in enumerate(now)
+            if rank != self.rank and (beat.count < count or not beat.together)
+        ]  # fmt: skip
         found = still or behind
         said = [f"rank {rank} ({_where(now[rank])}{', which does not run' if rank in still else ''})" for rank in found]
         return [now[rank] for rank in found], ", ".join(said) or "the others, which are as far as this one"
+
+    def _still(self):
+        """Return the ranks that show nothing for a while, while this one does."""
+        before = self._beats()
+        for _ in range(SECONDS_TO_REACT):
+            time.sleep(1.0)
+            self._show()
+        now = self._beats()
+        return [rank for rank in range(self.n_ranks) if rank != self.rank and now[rank].n_shown == before[rank].n_shown]
 
     def _beats(self):
         # Opened anew: a shared disk then shows what other machines have written.

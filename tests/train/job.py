@@ -100,18 +100,18 @@ def command(shards, folder, options, n_ranks):
 
 
 def start(shards, folder, options, n_ranks=1, **environment):
-    """Start a training on MPI ranks; return the Popen of mpirun with text pipes."""
+    """Start a training on MPI ranks; return the Popen of mpirun, what all say on its standard output."""
     return subprocess.Popen(
         command(shards, folder, options, n_ranks), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environment},
     )  # fmt: skip
 
 
 def train(shards, folder, options, n_ranks=1, **environment):
-    """Run a training on MPI ranks; return (exit code, standard error)."""
+    """Run a training on MPI ranks; return (exit code, what was said)."""
     with start(shards, folder, options, n_ranks, **environment) as process:
-        _, said = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=300)
     return process.returncode, said
 
 
@@ -121,10 +121,16 @@ class Warm:
     def __init__(self, shards):
         import deepspeed  # noqa: F401
         import tensorboardX  # noqa: F401
+        import torch
 
         from anyecg.app import run  # noqa: F401
+        from anyecg.loaders.stream import n_units, open_index
+        from anyecg.loaders.stream_config import StreamConfig
         from anyecg.train import finetune  # noqa: F401
 
+        # Loads torch's compiler and compiled kernels.
+        torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+        n_units(open_index(shards), epoch=0, choice=StreamConfig(), seed=0, split="train", horizon_min=60)
         self.shards = shards
 
     def start(self, folder, options, prepare=lambda: None):

@@ -26,22 +26,21 @@ def benchmark(*arguments):
 
 
 def test_resumed_losses_are_bit_equal_and_near_on_other_numbers_of_ranks():
-    """With average, plateau, validation within epochs and accumulation; then on 1, 2, 1, 4 ranks."""
-    benchmark("benchmarks.resume_steps", "--steps", "24", "--stride", "7", "--other-ranks", "4")
+    """With average, plateau, validation within epochs, accumulation and ZeRO 1; then on 1, 2, 1, 4 ranks."""
+    benchmark("benchmarks.resume_steps", "--steps", "24", "--stride", "11", "--other-ranks", "4", "--zero", "1")
 
 
 def test_a_training_that_is_killed_while_it_saves_ends_as_undisturbed():
-    benchmark("benchmarks.kill_checkpoints", "--kills", "4")
+    benchmark("benchmarks.kill_checkpoints", "--kills", "3")
 
 
-@pytest.mark.parametrize("zero", [1, 2])
-def test_under_zero_a_resumed_training_is_bit_equal(tiny_set, tmp_path, zero):
-    options = {"finetune": job.SHORT | {"zero": zero, "epochs": 1}}
+def test_under_zero_a_killed_and_resumed_training_is_bit_equal(tiny_set, tmp_path):
+    options = {"finetune": job.SHORT | {"zero": 2, "epochs": 1}}
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert job.train(tiny_set[0], whole, options, 2)[0] == 0
     code, said = job.train(tiny_set[0], resumed, options | {"fault": [1, "batch", 5, "kill"]}, 2)
     assert code not in (0, REQUEUE), said
-    assert step_of(resumed) == 4
+    assert step_of(resumed) in (2, 4)
     assert job.train(tiny_set[0], resumed, options, 2)[0] == 0
     assert job.losses(resumed) == job.losses(whole)
     assert job.weights(resumed) == job.weights(whole)
@@ -54,8 +53,6 @@ def step_of(folder):
 
 def test_a_training_stops_early_when_nothing_gets_better(tiny_set, tmp_path):
     options = {"finetune": job.SHORT | {"epochs": 50, "patience": 2, "learning_rate": 0.1, "validate_every": 1}}
-    code, said = job.train(tiny_set[0], tmp_path / "a", options | {"steps": 2})
-    assert code == REQUEUE, said
     code, said = job.train(tiny_set[0], tmp_path / "a", options)
     assert code == 0, said
     rows = [float(row["val_loss"]) for row in job.curve(tmp_path / "a")]
@@ -96,18 +93,14 @@ def wait_for_step(run, process, step):
         time.sleep(0.01)
 
 
-def test_a_signal_to_the_command_to_mpirun_or_to_one_rank_saves_and_asks_for_a_requeue(small_run, shards_only):
+def test_a_signal_to_the_command_or_to_one_rank_saves_and_asks_for_a_requeue(small_run, shards_only):
     config, run = shards_only()
-    for victim, number, step in (
-        ("command", signal.SIGTERM, 1),
-        ("mpirun", signal.SIGUSR1, 4),
-        ("rank", signal.SIGUSR1, 7),
-    ):
+    for victim, number, step in (("command", signal.SIGTERM, 1), ("rank", signal.SIGUSR1, 4)):
         with command_line(config) as process:
             wait_for_step(run, process, step)
             mpirun = psutil.Process(process.pid).children()[0]
             ranks = [child for child in mpirun.children(recursive=True) if "anyecg.app.cli" in child.cmdline()]
-            os.kill({"command": process.pid, "mpirun": mpirun.pid, "rank": ranks[-1].pid}[victim], number)
+            os.kill(process.pid if victim == "command" else ranks[-1].pid, number)
             _, said = process.communicate(timeout=240)
         assert process.returncode == REQUEUE, said
         assert f"asked to stop by signal {int(number)}; saved at step" in said
@@ -121,13 +114,19 @@ def test_a_signal_to_the_command_to_mpirun_or_to_one_rank_saves_and_asks_for_a_r
     assert job.curve(run) == job.curve(small_run)
 
 
-def test_sigterm_and_soon_after_sigkill_lose_at_most_one_save(tiny_set, tmp_path):
+def test_a_signal_to_mpirun_saves_and_a_kill_soon_after_loses_at_most_one_save(tiny_set, tmp_path):
     options = {"finetune": job.SHORT | {"save_every": 1, "epochs": 30}}
-    with job.start(tiny_set[0], tmp_path / "a", options, 2) as process:
-        wait_for_step(tmp_path / "a", process, 3)
+    with job.start(tiny_set[0], tmp_path, options, 2) as process:
+        wait_for_step(tmp_path, process, 3)
+        process.send_signal(signal.SIGUSR1)
+        said, _ = process.communicate(timeout=240)
+    assert process.returncode == REQUEUE, said
+    assert step_of(tmp_path) == max(job.losses(tmp_path))
+    with job.start(tiny_set[0], tmp_path, options, 2) as process:
+        wait_for_step(tmp_path, process, step_of(tmp_path) + 2)
         process.terminate()
-        time.sleep(0.05)
+        time.sleep(0.02)
         process.kill()
         process.communicate(timeout=60)
-    last = max(job.losses(tmp_path / "a"))
-    assert last - 1 <= step_of(tmp_path / "a") <= last
+    last = max(job.losses(tmp_path))
+    assert last - 1 <= step_of(tmp_path) <= last
