@@ -1,7 +1,6 @@
 """What every network has in common: features of a window, a head, and by choice a head that joins several windows."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -71,15 +70,15 @@ class Network(nn.Module):
         windows are dealt to G = ceil(windows / n_each) groups, every G-th one to the same group, and the outputs of
         the groups are averaged.
         """
-        n_windows = feature_WF.shape[0]
-        n_groups = (n_windows + n_each - 1) // n_each
-        n_rows = (n_windows + n_groups - 1) // n_groups
-        n_empty = n_rows * n_groups - n_windows
-        grid = (n_rows, n_groups, feature_WF.shape[1])
-        # The empty places stand in the last row.
-        size_G1 = n_rows - (torch.arange(n_groups, device=feature_WF.device) >= n_groups - n_empty).float()[:, None]
-        mean_GF = F.pad(feature_WF, (0, 0, 0, n_empty)).reshape(grid).sum(0) / size_G1
-        largest_GF = F.pad(feature_WF, (0, 0, 0, n_empty), value=-torch.inf).reshape(grid).amax(0)
+        # Places 0, 1, ... of all groups, by a running sum: a range of that length would be opaque to exporters.
+        place = torch.ones_like(feature_WF[::n_each, 0]).repeat(n_each).cumsum(0).long() - 1
+
+        def grid(values_WF, filler):
+            behind = values_WF.new_full((n_each - 1, values_WF.shape[1]), filler)
+            return torch.cat([values_WF, behind])[place].reshape(n_each, -1, values_WF.shape[1])
+
+        size_G1 = grid(torch.ones_like(feature_WF[:, :1]), 0.0).sum(0)
+        mean_GF, largest_GF = grid(feature_WF, 0.0).sum(0) / size_G1, grid(feature_WF, -torch.inf).amax(0)
         return self.several(torch.cat([mean_GF, largest_GF], dim=1)).mean(0)
 
     def forward(self, x_BLT, n_each=None):

@@ -271,7 +271,7 @@ def test_what_a_form_cannot_hold_is_one_line_and_leaves_nothing(net1d, tmp_path)
 def test_the_command_line_exports_for_its_owner_only_and_predicts_from_the_file(tmp_path, records):
     model = make_model(tmp_path / "model")
     done = anyecg("export", model, "--format", "safetensors", "--out", tmp_path / "one.safetensors")
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'one.safetensors'}: 5.0 MB\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'one.safetensors'}: 2.9 MB\n"), done.stderr
     assert stat.S_IMODE((tmp_path / "one.safetensors").stat().st_mode) == 0o600
     shutil.rmtree(model)
     done = anyecg(
