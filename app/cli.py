@@ -24,7 +24,8 @@ around them
   demo       the whole chain on real ECGs      anyecg demo
   run        all stages, kept where unchanged  anyecg run config.toml
   compare    runs side by side, paired CIs     anyecg compare runs/a runs/b:draw-head --out compare.csv
-  verify     shards against their checksums    anyecg verify config.toml (or a run folder; --json)
+  verify     shards, checkpoints, model, all   anyecg verify config.toml (or a folder of them; --json)
+             against their checksums
   profile    the data path, stage by stage     anyecg profile config.toml --seconds 20 (--model: with training steps)
   simulate   MC-MED's layout, known truth      anyecg simulate --out sim --visits 300 --hours 1 --seed 1
   export     a finished model as one file      anyecg export runs/demo/model --format onnx --out model.onnx
@@ -193,33 +194,27 @@ def _simulate(arguments):
 
 
 def _verify(arguments):
-    """Re-read the shards of a config's run, or of a folder."""
+    """Re-read the shards, checkpoints and model of a run, or one of those folders."""
     import json
 
     from anyecg.app.config import load_config
-    from anyecg.loaders.errors import ShardError
-    from anyecg.loaders.verify import Problem, verify
+    from anyecg.app.verify import as_json, verify_all
 
     folder = Path(arguments.config)
     if not folder.is_dir():
         folder = Path(load_config(arguments.config, arguments.overrides).folder)
-    if not (folder / "index.json").exists():
-        folder = folder / "shards"
-    try:
-        read, problems = verify(folder)
-    except (AnyECGError, OSError) as cause:
-        if not arguments.json:
-            raise
-        read, problems = {}, [Problem("index.json", str(cause).removeprefix(f"{folder / 'index.json'}: "))]
+    parts = verify_all(folder)
+    problems = [problem for part in parts for problem in part.problems]
     if arguments.json:
-        found = {"folder": str(folder), "whole": not problems, **read, "problems": [p._asdict() for p in problems]}
-        print(json.dumps(found, indent=1))
-    elif not problems:
-        said = f"{read['n_windows']} windows in {read['n_shards']} shards, {read['n_bytes'] / 1e6:.1f} MB"
-        print(f"{folder}: {said}: everything is as it was written")
+        print(json.dumps(as_json(folder, parts), indent=1))
+    else:
+        for part in parts:
+            if not part.problems:
+                print(f"{part.folder}: {part.said}: everything is as it was written", flush=True)
     if problems:
-        lines = "" if arguments.json else "".join(f"\n  {problem}" for problem in problems)
-        raise ShardError(f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)}{lines}")
+        lines = [] if arguments.json else [f"\n  {problem}" for problem in problems]
+        said = f"{len(problems)} problems{''.join(lines)}" if len(problems) > 1 else problems[0]
+        raise AnyECGError(f"{folder}: {said}")
     return 0
 
 

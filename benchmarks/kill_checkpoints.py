@@ -19,7 +19,7 @@ from tests.train import job
 
 OPTIONS = {"finetune": job.EVERYTHING | {"save_every": 1, "epochs": 4}}
 # Changes of files of one save.
-N_CHANGES = 30
+N_CHANGES = 32
 
 
 class Dying:
@@ -33,7 +33,7 @@ class Dying:
             self.left = self.k
         if self.left is not None:
             if self.left == 0:
-                self.said.write_text(f"{name} {Path(path).name.lstrip('.').split('.')[0].rstrip('0123456789')}")
+                self.said.write_text(f"{name} {Path(path).name.lstrip('.').split('.')[0].rstrip('-0123456789')}")
                 if name == "pwrite":
                     os.pwrite(descriptor, bytes(arguments[0])[: len(arguments[0]) // 2], arguments[1])
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -58,7 +58,7 @@ def killed_while_saving(warm, folder, rng):
     child = warm.start(folder, OPTIONS)
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if any((folder / "checkpoint/hash").glob(".step-*")):
-            time.sleep(rng.uniform(0, 0.1))
+            time.sleep(rng.uniform(0, 0.5))
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
             break

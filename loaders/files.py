@@ -100,6 +100,11 @@ def sync_folder(path):
     _sync(path, os.O_RDONLY)
 
 
+def sync_names(path):
+    """Send the names in a folder to the disk."""
+    _sync(path, os.O_RDONLY)
+
+
 @contextmanager
 def replacing(path):
     """Give a temporary path beside ``path``; on success it is fsynced and renamed onto it, on failure removed."""

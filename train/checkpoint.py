@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load
 
 from anyecg.loaders.errors import ModelError, UpgradeNeeded
-from anyecg.loaders.files import file_hash, make_folder, read_document, remove, sync_folder, write_document
+from anyecg.loaders.files import file_hash, make_folder, read_document, remove, sync_folder, sync_names, write_document
 from anyecg.loaders.verify import Problem
 from anyecg.train.tensors import write_tensors
 
@@ -89,6 +88,9 @@ class Checkpoint:
             except _Wrong as cause:
                 problems.append(Problem(*cause.args))
         if not problems:
+            # Torch is loaded late: whoever only looks for a pointer does without.
+            from safetensors.torch import load
+
             try:
                 tensors = load(read[f"{name}/{TENSORS}"])
             except SafetensorError as cause:
@@ -151,7 +153,7 @@ class Checkpoint:
             # A full disk shall have its room again.
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        sync_folder(self.folder)
+        sync_names(self.folder)
         write_document(
             self.pointer, "anyecg-checkpoint", {"folder": name, "sha256": file_hash(folder / MANIFEST)}
         )  # fmt: skip

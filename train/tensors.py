@@ -2,8 +2,6 @@
 
 import hashlib
 
-from safetensors.torch import save
-
 from anyecg.loaders.files import NewFile
 
 
@@ -12,6 +10,8 @@ def write_tensors(path, tensors):
 
     ``safetensors.torch.save_file`` leaves a file of a random name when it is killed, and its error has no number.
     """
+    from safetensors.torch import save
+
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with NewFile(path) as file:
         file.write(data)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from anyecg.loaders.errors import ModelError, UpgradeNeeded
-from anyecg.loaders.files import FORMATS, file_hash, write_document
+from anyecg.loaders.files import FORMATS, file_hash, replacing, write_document
 from anyecg.train.checkpoint import Checkpoint
 from anyecg.train.tensors import write_tensors
 
@@ -24,8 +24,8 @@ def save(folder, step):
     """Save a made-up state of a step; return it."""
     tensors = {"model.w": torch.arange(6.0).reshape(2, 3) + step, "exp_avg.w": torch.full((5,), 1 / step)}
     best = f"best-{step:08d}.safetensors"
-    (folder / best).unlink(missing_ok=True)
-    write_tensors(folder / best, {"w": tensors["model.w"]})
+    with replacing(folder / best) as temporary:
+        write_tensors(temporary, {"w": tensors["model.w"]})
     state = NUMBERS | {"step": step}
     Checkpoint(folder).save(step, tensors, state, beside=[best])
     return tensors, state
