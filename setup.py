@@ -28,6 +28,10 @@ setup(
             "demo/*.md",
             "demo/records/*.hea",
             "demo/records/*.mat",
+            "cinc2017/*.toml",
+            "cinc2017/*.csv",
+            "cinc2017/*.md",
+            "cinc2017/model/*",
         ],
     },
     install_requires=[

@@ -139,7 +139,9 @@ def check_inputs(config):
     """Refuse a config whose model or weights are missing or do not fit, before hours of work on what comes first."""
     weights = config.finetune.weights
     if weights and not Path(weights).is_file():
-        raise ModelError(f"{weights}: no such file; give ECGFounder's published file as 'weights' in [finetune]")
+        raise ModelError(
+            f"{weights}: no such file; give ECGFounder's .pth, or what import-weights made of it, as 'weights'"
+        )
     join = config.finetune.join
     if config.predict.model:
         from anyecg.train.model import check_weights

@@ -1,7 +1,6 @@
 """The values of the components of every draw, read from the shards: the index holds labels only."""
 
 import base64
-import json
 
 import numpy as np
 
@@ -22,7 +21,7 @@ def draw_values(index, splits=("train", "val", "test")):
     Returns
     -------
     float32 array, shape (draws, components)
-        In the components' units, rows as in the index's tables, columns in the order of ``components_of``; NaN where
+        In the components' units, rows as in the index's tables, columns as ``index.components``; NaN where
         not measured or not exact, and in the draws of other splits.
 
     Raises
@@ -30,7 +29,7 @@ def draw_values(index, splits=("train", "val", "test")):
     ShardError, UpgradeNeeded
         A shard that is missing, damaged, or not the one of the index.
     """
-    components = components_of(index)
+    components = index.components
     value_DC = np.full((len(index.tables["draw_time"]), len(components)), np.nan, np.float32)
     for shard in (shard for split in splits for shard in index.shards_of(split)):
         path = index.folder / index.head["shards"][shard.number]["name"]
@@ -45,8 +44,3 @@ def draw_values(index, splits=("train", "val", "test")):
             raise ShardError(f"{path}: its draws are not those of the index; {REMAKE}")
         value_DC[shard.draws] = sets["draws/values"].reshape(value_DC[shard.draws].shape)
     return value_DC
-
-
-def components_of(index):
-    """Return the names of the components, in the order of ``draw_values``."""
-    return tuple(json.loads(index.head["components"]))

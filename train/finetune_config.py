@@ -14,7 +14,9 @@ class FinetuneConfig(Section):
     model: Literal["resnet", "s4d", "net1d"] = Field(
         "resnet", description="network: resnet or s4d (small), or net1d (30.7 M parameters, ECGFounder's)"
     )
-    weights: str = Field("", description="net1d: published ECGFounder file to start from; empty: from scratch")
+    weights: str = Field(
+        "", description="net1d: ECGFounder's published .pth, or 'anyecg import-weights' of it; empty: from scratch"
+    )
     train: Literal["all", "head"] = Field("all", description="what is trained: all layers, or the head alone")
     head: Head = Field(
         "multilabel", description="outputs: multilabel, exclusive (one label of all) or regression (values)"

@@ -1,10 +1,14 @@
 """What a network is trained to say: labels or values of each draw, their loss, and its denominator."""
 
+import logging
+
 import numpy as np
 import torch
 
 from anyecg.loaders.errors import ModelError
 from anyecg.train.loss import is_one_of, masked_bce, masked_cross_entropy, masked_huber
+
+log = logging.getLogger(__name__)
 
 
 class Objective:
@@ -18,7 +22,7 @@ class Objective:
     Attributes
     ----------
     targets : tuple of str
-        What the outputs are: targets, or components for a regression.
+        What the outputs are: targets, or for a regression the components with a value in training.
     label_DC : int8 array (draws, targets); float32 array of standardised values, NaN not measured, for a regression
     card : dict
         ``value_mean`` and ``value_sd`` by component for a regression, else empty.
@@ -52,15 +56,18 @@ class Objective:
 
         value_DC = draw_values(index)
         value_DC[~np.isfinite(value_DC)] = np.nan
-        self.targets = tuple(index.components)
-        if np.isnan(value_DC[in_training]).all():
+        measured_C = ~np.isnan(value_DC[in_training]).all(0)
+        if not measured_C.any():
             raise ModelError(
                 f"{index.folder}: no training draw has a value; a regression needs numbers (value:NAME columns), "
                 "or set finetune.head = 'multilabel'"
             )
-        of_training = np.ma.masked_invalid(value_DC[in_training].astype(np.float64))
-        mean_C = of_training.mean(0).filled(0.0)
-        sd_C = of_training.std(0).filled(0.0)
+        names = np.array(index.components)
+        self.targets = tuple(names[measured_C].tolist())
+        if not measured_C.all():
+            log.warning("left_out=no_training_value components=%s", ",".join(names[~measured_C]))
+        value_DC = value_DC[:, measured_C]
+        mean_C, sd_C = (of(value_DC[in_training], axis=0, dtype=np.float64) for of in (np.nanmean, np.nanstd))
         sd_C[sd_C == 0] = 1.0
         self.label_DC = ((value_DC - mean_C) / sd_C).astype(np.float32)
         self.card = {"value_mean": mean_C.tolist(), "value_sd": sd_C.tolist()}

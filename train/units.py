@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from anyecg.loaders.errors import ConfigError, ModelError
-from anyecg.loaders.values import components_of, draw_values
+from anyecg.loaders.values import draw_values
 from anyecg.train.heads import ranked_of
 
 Level = Literal["window", "draw", "visit", "draw-head"]
@@ -65,7 +65,7 @@ def truth_of(index, card, splits):
     """
     if card["head"] != "regression":
         return np.asarray(index.tables["draw_labels"])
-    components = components_of(index)
+    components = index.components
     unknown = [name for name in card["targets"] if name not in components]
     if unknown:
         raise ModelError(

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.simulate import simulate
 from anyecg.loaders.stream import open_index
-from anyecg.loaders.values import components_of, draw_values
+from anyecg.loaders.values import draw_values
 from anyecg.train.evaluate import read_results
 
 from ..conftest import REPOSITORY, anyecg
@@ -178,7 +178,7 @@ def test_a_missing_model_or_weights_stop_the_run_before_any_work(tmp_path, chain
 def test_a_regression_is_judged_by_the_values_of_the_components(chain, tmp_path):
     run = shutil.copytree(chain[0], tmp_path / "run")
     index = open_index(run / "shards")
-    n = len(components_of(index))
+    n = len(index.components)
     model = publish_made(tmp_path / "model", index, head="regression", value_mean=[5.0] * n, value_sd=[2.0] * n)
     shutil.copy(chain[0] / "model/curve.csv", model)
     done = anyecg(
@@ -192,7 +192,7 @@ def test_a_regression_is_judged_by_the_values_of_the_components(chain, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Spearman" in done.stdout
     rows = read_results(run / "results.json", "regression")
-    assert [row["target"] for row in rows] == list(components_of(index))
+    assert [row["target"] for row in rows] == list(index.components)
     values = draw_values(index, ["test"])
     units = np.unique(index.tables["pair_draw"][index.pairs_of("test", 60)])
     assert [row["n"] for row in rows] == (~np.isnan(values[units])).sum(0).tolist()

@@ -4,7 +4,7 @@ import pytest
 
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.stream import open_index
-from anyecg.loaders.values import components_of, draw_values
+from anyecg.loaders.values import draw_values
 
 from .tiny import SHARDS, write_tiny_shard
 
@@ -16,7 +16,7 @@ def test_values_are_those_of_the_files_in_the_order_of_the_index(tiny_set, tiny_
         with h5py.File(folder / f"shard-{number:05d}.h5") as file:
             wanted.append(file["draws/values"][...])
     found = draw_values(tiny_index)
-    assert (found.dtype, components_of(tiny_index)) == (np.float32, ("c",))
+    assert (found.dtype, tiny_index.components) == (np.float32, ("c",))
     np.testing.assert_array_equal(found, np.concatenate(wanted))
     of_test = draw_values(tiny_index, ["test"])
     rows = tiny_index.shards_of("test")[0].draws
