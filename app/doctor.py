@@ -61,7 +61,7 @@ def _dali():
 
     device_id = 0 if torch.cuda.is_available() else None
     window, label = np.arange(20, dtype=np.int16).reshape(1, 1, 20), np.zeros((1, 1), np.int8)
-    block = Block(window, np.ones((1, 1, 1), np.float32), label, np.empty((1, 0), np.float32), 1, 1, 0)
+    block = Block(window, np.ones((1, 1, 1), np.float32), label, np.empty((1, 0), np.float32), 1, 0)
     make_pipeline(
         lambda _: block, batch_size=1, shape=(1, 20), fs=500, config=AugmentConfig(), device_id=device_id
     ).run()  # fmt: skip

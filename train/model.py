@@ -1,5 +1,6 @@
 """A model as files: safetensors weights and a card that says what goes in and what comes out."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,11 +11,12 @@ from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, read_document, replacing, write_document
 from anyecg.train.card import check_card
 from anyecg.train.net1d import Net1D
+from anyecg.train.network import Network
 from anyecg.train.resnet import ResNet
 from anyecg.train.s4d import S4D
 from anyecg.train.tensors import write_tensors
 
-MODELS = {
+MODELS: dict[str, Callable[..., Network]] = {
     "resnet": ResNet,
     "s4d": S4D,
     # The published network is the same at any rate.

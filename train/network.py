@@ -31,6 +31,7 @@ class Network(nn.Module):
 
     in_channels: int
     dense: nn.Linear
+    several: nn.Linear | None
 
     def __init__(self):
         super().__init__()
@@ -70,6 +71,7 @@ class Network(nn.Module):
         windows are dealt to G = ceil(windows / n_each) groups, every G-th one to the same group, and the outputs of
         the groups are averaged.
         """
+        assert self.several is not None
         # Places 0, 1, ... of all groups, by a running sum: a range of that length would be opaque to exporters.
         place = torch.ones_like(feature_WF[::n_each, 0]).repeat(n_each).cumsum(0).long() - 1
 

@@ -67,8 +67,9 @@ class Objective:
         if not measured_C.all():
             log.warning("left_out=no_training_value components=%s", ",".join(names[~measured_C]))
         value_DC = value_DC[:, measured_C]
-        mean_C, sd_C = (of(value_DC[in_training], axis=0, dtype=np.float64) for of in (np.nanmean, np.nanstd))
-        sd_C[sd_C == 0] = 1.0
+        of_training = value_DC[in_training].astype(np.float64)
+        mean_C, sd_C = np.nanmean(of_training, axis=0), np.nanstd(of_training, axis=0)
+        sd_C = np.where(sd_C == 0, 1.0, sd_C)
         self.label_DC = ((value_DC - mean_C) / sd_C).astype(np.float32)
         self.card = {"value_mean": mean_C.tolist(), "value_sd": sd_C.tolist()}
 
