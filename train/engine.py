@@ -1,6 +1,6 @@
 """A network under DeepSpeed: one step of training, and its state free of the number of ranks."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -167,8 +167,8 @@ class Engine:
         count_C = self.objective.count(label_BC)
         # The denominator of the loss on every rank: what the rows of all ranks really carry.
         phase("counting labels of batch", True)
-        told = np.stack(self.comm.allgather(np.append(count_C, asked)))
-        count_C, asked = told[:, :-1].sum(0), int(told[:, -1].max())
+        told = np.stack(self.comm.allgather(np.append(count_C, [batch.n_substituted, asked])))
+        count_C, n_substituted, asked = told[:, :-2].sum(0), int(told[:, -2].sum()), int(told[:, -1].max())
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         torch.manual_seed(int(digest([self.seed, step, self.comm.rank]), 16) % 2**63)
@@ -179,7 +179,7 @@ class Engine:
         norm = self._optimiser._global_grad_norm if self.config.zero else self._optimiser.norm
         self.norm = float(norm)
         left_out = bool(self.comm.allreduce(not np.isfinite(self.norm), op=_largest()))
-        return Step(loss, float(count_C.sum()), asked, left_out, np.flatnonzero(~finite_B))
+        return Step(loss, float(count_C.sum()), n_substituted, asked, left_out, np.flatnonzero(~finite_B))
 
     def _backward(self, x_BLT, label_BC, denominator, n_each, phase):
         """Add this rank's share to the gradients; return its share of the loss, and which samples' outputs are finite.
@@ -275,7 +275,7 @@ class Engine:
             found[0].copy_(value.flatten()[found[1]])
 
 
-class Step:
+class Step(NamedTuple):
     """What came of one step: the same on every rank but for ``bad_samples``.
 
     Attributes
@@ -284,6 +284,8 @@ class Step:
         Of the whole global batch.
     n_observed : float
         What it was divided by.
+    n_substituted : int
+        Samples of all ranks that stand in for damaged ones.
     asked : int
         The largest of what the ranks told.
     left_out : bool
@@ -292,9 +294,12 @@ class Step:
         This rank's samples whose outputs are not finite.
     """
 
-    def __init__(self, loss, n_observed, asked, left_out, bad_samples):
-        self.loss, self.n_observed, self.asked = loss, n_observed, asked
-        self.left_out, self.bad_samples = left_out, bad_samples
+    loss: float
+    n_observed: float
+    n_substituted: int
+    asked: int
+    left_out: bool
+    bad_samples: np.ndarray
 
 
 def _largest():

@@ -211,7 +211,7 @@ class Training:
             sums["windows"] += n_windows
             sums["waited"] += waited
         state["sums"]["samples"] += batch.n_pairs
-        state["sums"]["substituted"] += batch.n_substituted
+        state["sums"]["substituted"] += done.n_substituted
         state["sums"]["seconds"] += time.monotonic() - start
         waiting = state["sums"]["waited"] / max(state["sums"]["seconds"], 1e-9)
         progress.advance(batch.n_pairs, f"epoch {epoch + 1} loss {done.loss:.3f} waiting for data {waiting:.1%}")
@@ -283,7 +283,7 @@ class Training:
     def _end_epoch(self):
         """Judge what an epoch has put in the place of damaged samples, and begin new sums."""
         sums = self.state["sums"]
-        n_substituted = self.comm.allreduce(sums["substituted"])
+        n_substituted = sums["substituted"]
         self.state["n_substituted"] += n_substituted
         if n_substituted:
             log.warning("samples_in_place_of_damaged_ones=%d", n_substituted)
