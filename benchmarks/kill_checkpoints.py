@@ -20,17 +20,20 @@ from tests.train import job
 OPTIONS = {"finetune": job.EVERYTHING | {"save_every": 1, "epochs": 4}}
 # Changes of files of one save.
 N_CHANGES = 32
+# Those before the one in which it is killed, and that one.
+MOST_SAVES = 3
 
 
 class Dying:
-    """Ends this process at the k-th change of a file from the start of a save on, or in the midst of it."""
+    """Ends this process at the k-th change of a file from the start of its n-th save on, or in the midst of it."""
 
-    def __init__(self, k, said):
-        self.k, self.said, self.left = k, said, None
+    def __init__(self, n, k, said):
+        self.n_saves, self.k, self.said, self.left = n, k, said, None
 
     def __call__(self, name, path, descriptor, arguments, call):
-        if self.left is None and name == "mkdir" and ".step-" in path:
-            self.left = self.k
+        if name == "mkdir" and ".step-" in path:
+            self.n_saves -= 1
+            self.left = self.k if self.n_saves == 0 else self.left
         if self.left is not None:
             if self.left == 0:
                 self.said.write_text(f"{name} {Path(path).name.lstrip('.').split('.')[0].rstrip('-0123456789')}")
@@ -42,22 +45,24 @@ class Dying:
 
 
 def die_at_a_change(warm, folder, rng):
-    """Train until it kills itself at a random change of the first save; return (code, which change)."""
+    """Train until it kills itself at a random change of one of the first saves; return (code, which change)."""
     said = folder / "change.txt"
     said.unlink(missing_ok=True)
     k = rng.randrange(N_CHANGES)
 
     # Entered by the forked process, for the rest of its life.
-    changes = watched(str(folder / "checkpoint"), Dying(k, said))
+    changes = watched(str(folder / "checkpoint"), Dying(rng.randint(1, MOST_SAVES), k, said))
     code = warm.train(folder, OPTIONS, changes.__enter__)
     return code, said.read_text() if said.exists() else "none"
 
 
 def killed_while_saving(warm, folder, rng):
-    """Train until, after a random while from the start of a save on, it is killed; return (code, where)."""
+    """Train until, a random while after the start of one of the first saves, it is killed; return (code, where)."""
+    seen, n_saves = set(), rng.randint(1, MOST_SAVES)
     child = warm.start(folder, OPTIONS)
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if any((folder / "checkpoint/hash").glob(".step-*")):
+        seen |= {path.name for path in (folder / "checkpoint/hash").glob(".step-*")}
+        if len(seen) >= n_saves:
             time.sleep(rng.uniform(0, 0.5))
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

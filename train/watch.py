@@ -15,7 +15,7 @@ from typing import NamedTuple
 # How much later ranks that wait for others give up than the one that they wait for, so that it speaks first.
 SECONDS_OF_GRACE = 8
 # A process that runs shows itself every second.
-SECONDS_TO_SHOW, SECONDS_TO_REACT = 1.0, 3
+SECONDS_TO_SHOW, SECONDS_TO_REACT = 1.0, 5
 SECONDS_TO_PASS_ON = 0.5
 
 
@@ -53,7 +53,7 @@ class Watch:
     def __init__(self, path, rank, n_ranks, seconds):
         self.path, self.rank, self.n_ranks, self.seconds = Path(path), rank, n_ranks, seconds
         self._host, self._n_shown, self._count = socket.gethostname().encode()[:64], 0, 0
-        self.phase("starting", allowed=10)
+        self.phase("starting", allowed=20)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
