@@ -37,6 +37,12 @@ PACKAGES = (
     "mpich", "wfdb", "polars",
 )  # fmt: skip
 COLOURS = ("#0b5c8a", "#c8553d", "#4f8a3c", "#7a4fa3", "#b8860b", "#2a9d8f", "#8c564b", "#555555")
+# What a training of each head lowers, and what its validation is judged by.
+CURVES = {
+    "multilabel": ("Masked BCE", "Mean AUROC"),
+    "exclusive": ("Cross-entropy", "Mean AUROC"),
+    "regression": ("Huber loss", "Mean R2"),
+}
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "svg.fonttype": "none", "svg.hashsalt": "anyecg", "axes.edgecolor": "#5b6675", "axes.labelcolor": "#1c2430",
@@ -217,7 +223,7 @@ def _main_group(rows):
     return rows[0]["horizon_min"], "draw" if "draw" in levels else levels[0]
 
 
-def _curve(path):
+def _curve(path, head):
     with Path(path).open(newline="", encoding="utf-8") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     figure = Figure(figsize=(9.6, 3.2))
@@ -226,13 +232,14 @@ def _curve(path):
     left.plot(epochs, [row["train_loss"] for row in rows], "o-", ms=3, color=COLOURS[0], label="train")
     left.plot(epochs, [row["val_loss"] for row in rows], "o-", ms=3, color=COLOURS[1], label="validation")
     left.set(xlabel="epoch", ylim=(0, None))
-    left.set_title("Masked BCE", loc="left", fontsize=11)
+    loss, score = CURVES[head]
+    left.set_title(loss, loc="left", fontsize=11)
     left.legend(frameon=False)
     right.plot(epochs, [row["val_score"] for row in rows], "o-", ms=3, color=COLOURS[1])
     right.set(xlabel="epoch")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set_title("Mean AUROC on validation windows", loc="left", fontsize=11)
+    right.set_title(f"{score} on the validation split", loc="left", fontsize=11)
     return svg(figure, bbox_inches="tight"), rows
 
 
@@ -356,7 +363,7 @@ def write_report(config: Config):
         rows if len(rows) <= MANY_ROWS else [r for r in rows if (r["horizon_min"], r["level"]) == (horizon_min, level)]
     )
     with matplotlib.rc_context(STYLE):
-        curve, epochs = _curve(model / "curve.csv")
+        curve, epochs = _curve(model / "curve.csv", card["head"])
         figures: dict[str, Any] = {"curve": curve, "ranking": [], "examples": []}
         # Of a regression there is nothing that is present or absent.
         if rows:
