@@ -23,7 +23,7 @@ class _Beat(NamedTuple):
     """What a rank shows of itself: how often, which phase, who it is."""
 
     n_shown: int
-    count: int
+    n_phases: int
     since: float
     together: bool
     process: int
@@ -124,7 +124,7 @@ class Watch:
         still, now = self._still(), self._beats()
         behind = [
             rank for rank, beat in enumerate(now)
-            if rank != self.rank and (beat.count < count or not beat.together)
+            if rank != self.rank and (beat.n_phases < count or not beat.together)
         ]  # fmt: skip
         found = still or behind
         said = [f"rank {rank} ({_where(now[rank])}{', which does not run' if rank in still else ''})" for rank in found]
