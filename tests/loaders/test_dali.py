@@ -23,7 +23,7 @@ ORDER = {"seed": 5, "batch_size": 16, "split": "train", "horizon_min": 60}
 def block(seed=1, n_leads=1, config=PLAIN, n_windows=6):
     signal_BLT, scale_B11 = windows(n_windows, n_leads, seed)
     label_BC = np.random.default_rng(seed).integers(-1, 2, (n_windows, 3)).astype(np.int8)
-    return Block(signal_BLT, scale_B11, label_BC, draw(range(n_windows), config), n_windows, 0, 0)
+    return Block(signal_BLT, scale_B11, label_BC, draw(range(n_windows), config), n_windows, 0)
 
 
 def run(blocks, n_leads=1, config=PLAIN):
