@@ -117,8 +117,10 @@ def test_every_stage_leaves_its_config_and_a_plain_log(small_run):
 
 def test_logs_and_results_name_no_record(small_run):
     names = open_cohort(small_run / "cohort").records["path"].to_list()
-    for path in [*small_run.glob("log/*"), *small_run.glob("results.*"), small_run / "report.html"]:
-        text = path.read_text()
+    logs = [path for path in small_run.glob("log/**/*") if path.is_file()]
+    assert any(path.parent.name == "tensorboard" for path in logs)
+    for path in [*logs, *small_run.glob("results.*"), small_run / "report.html"]:
+        text = path.read_text(errors="replace")
         assert not [name for name in names if name in text], path
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from anyecg.train.schedule import Plateau, learning_rate_factor
 
 
-@given(n_steps=st.integers(2, 400), warmup_fraction=st.floats(0, 0.99))
+@given(n_steps=st.integers(2, 400), warmup_fraction=st.floats(0, 0.99, allow_subnormal=False))
 @settings(max_examples=200, deadline=None)
 def test_the_learning_rate_rises_evenly_then_falls_along_half_a_cosine_to_zero(n_steps, warmup_fraction):
     factors = [learning_rate_factor(s, n_steps=n_steps, warmup_fraction=warmup_fraction) for s in range(n_steps + 1)]
@@ -32,7 +32,7 @@ def test_without_a_cosine_it_stays_level_after_the_warm_up(schedule):
 
 @given(
     values=st.lists(st.integers(0, 12), max_size=60), patience=st.integers(0, 4),
-    factor=st.floats(0.1, 0.9), resumed_after=st.integers(0, 60),
+    factor=st.floats(0.1, 0.9, allow_subnormal=False), resumed_after=st.integers(0, 60),
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
 def test_plateaus_are_those_of_torch_also_when_resumed(values, patience, factor, resumed_after):
