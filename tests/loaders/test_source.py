@@ -122,6 +122,8 @@ def test_an_epoch_reads_each_chunk_once(tiny_index, lanes, batch_size):
     source = PairSource(tiny_index, config, {**ORDER, "batch_size": batch_size})
     for step in range(source.n_batches(0) - READ_AHEAD):
         source(step)
-    chunks = tiny_index.tables["chunks"]
-    assert source.reader.n_bytes_read == chunks[:5, 4].sum()
+    # Closing waits for what threads still read ahead.
+    reader = source.reader
     source.close()
+    chunks = tiny_index.tables["chunks"]
+    assert reader.n_bytes_read == chunks[:5, 4].sum()
