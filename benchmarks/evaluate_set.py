@@ -3,9 +3,9 @@
     python -m benchmarks.evaluate_set --out FOLDER            # validation and test split, 1.5 GB, a minute
     python -m benchmarks.evaluate_set --out FOLDER --train    # and the train split, without scores
 
-FOLDER/shards opens with ``open_index``, FOLDER/scores.h5 with ``read_scores``. A visit's recordings are patchy, its draws
-overlap: a window is stored once and belongs to two or three draws. The numbers of pairs at 60, 30 and 15 min are the
-paper's; so are, for each target and scaled to the split, the windows measured and the positive ones, to within a draw.
+FOLDER/shards opens with ``open_index``, FOLDER/scores.h5 with ``read_scores``. A visit's recordings are patchy, its
+draws overlap: a window is stored once and belongs to two or three draws. The numbers of pairs at 60, 30 and 15 min
+are the paper's; so are, for each target and scaled to the split, the windows measured and the positive ones, to within a draw.
 Labels and scores agree within a patient. The signal is ten zeros a window: nobody evaluates it.
 """
 
@@ -27,7 +27,7 @@ from anyecg.loaders.stream import open_index
 from anyecg.loaders.targets import read_targets
 from anyecg.train.predict import _write_scores, read_scores
 
-# The paper's test split, a fifth of all: pairs with each horizon, visits, draws; patients as its Table 1 lets one think.
+# The paper's test split, a fifth of all: pairs with each horizon, visits, draws; patients as its Table 1 suggests.
 PAIRS = {60: 3_934_378, 30: 3_026_394, 15: 2_043_526}
 VISITS, DRAWS, PATIENTS = 9_154, 53_806, 7_400
 PAPER_PAIRS = 19_514_541
@@ -118,7 +118,7 @@ def _components(targets):
 
 
 def _add_labels(sets, draw_patient, targets, rng):
-    """Measure each component in draws at random; the lowest and highest values, as many as in the paper, are abnormal."""
+    """Measure each component in draws at random; its lowest and highest values, as many as the paper's, are abnormal."""
     n_D = np.bincount(sets["pairs/draw"], minlength=len(draw_patient))
     scale = len(sets["pairs/draw"]) / PAPER_PAIRS
     components = _components(targets)
