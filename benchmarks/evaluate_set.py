@@ -5,8 +5,8 @@
 
 FOLDER/shards opens with ``open_index``, FOLDER/scores.h5 with ``read_scores``. A visit's recordings are patchy, its
 draws overlap: a window is stored once and belongs to two or three draws. The numbers of pairs at 60, 30 and 15 min
-are the paper's; so are, for each target and scaled to the split, the windows measured and the positive ones, to within a draw.
-Labels and scores agree within a patient. The signal is ten zeros a window: nobody evaluates it.
+are the paper's; so are, for each target and scaled to the split, the windows measured and the positive ones, to within
+a draw. Labels and scores agree within a patient. The signal is ten zeros a window: nobody evaluates it.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def _components(targets):
 
 
 def _add_labels(sets, draw_patient, targets, rng):
-    """Measure each component in draws at random; its lowest and highest values, as many as the paper's, are abnormal."""
+    """Measure components in draws at random; the lowest and highest values are abnormal, as many as the paper's."""
     n_D = np.bincount(sets["pairs/draw"], minlength=len(draw_patient))
     scale = len(sets["pairs/draw"]) / PAPER_PAIRS
     components = _components(targets)
