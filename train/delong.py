@@ -58,20 +58,22 @@ def clustered_se(score, label, cluster):
     if cluster.shape != score.shape or cluster.dtype.kind not in "iu" or (cluster.size and cluster.min() < 0):
         raise ValueError(f"clusters {cluster.dtype} {cluster.shape}; wanted rows from 0 on, of shape {score.shape}")
     positive, twice_beaten, cluster = _placements(*_falling(score, label == 1, cluster))
-    n_clusters = int(cluster.max()) + 1 if cluster.size else 0
-    n_CP = [np.bincount(cluster[of], minlength=n_clusters) for of in (positive, ~positive)]
-    sum_CP = [np.bincount(cluster[of], twice_beaten[of], n_clusters) for of in (positive, ~positive)]
-    if min(np.count_nonzero(n_P) for n_P in n_CP) < 2:
+    n_rows = 2 * (int(cluster.max(initial=-1)) + 1)
+    # Two rows a cluster: its negative and its positive units.
+    row = 2 * cluster.astype(np.int64) + positive
+    n_negative_P, n_positive_P = np.bincount(row, minlength=n_rows).reshape(-1, 2).T
+    negative_P, positive_P = np.bincount(row, twice_beaten, n_rows).reshape(-1, 2).T
+    if min(np.count_nonzero(n_positive_P), np.count_nonzero(n_negative_P)) < 2:
         return float("nan")
-    n_positive, n_negative = (int(n_P.sum()) for n_P in n_CP)
-    area = sum_CP[0].sum() / (2.0 * n_positive * n_negative)
+    n_positive, n_negative = int(n_positive_P.sum()), int(n_negative_P.sum())
+    area = positive_P.sum() / (2.0 * n_positive * n_negative)
     # What each cluster's units of a class add to the deviation from the area.
-    positive_P = (sum_CP[0] / (2 * n_negative) - n_CP[0] * area) / n_positive
-    negative_P = (sum_CP[1] / (2 * n_positive) - n_CP[1] * area) / n_negative
+    positive_P = (positive_P / (2 * n_negative) - n_positive_P * area) / n_positive
+    negative_P = (negative_P / (2 * n_positive) - n_negative_P * area) / n_negative
     variance = (
-        _few(n_CP[0]) * (positive_P**2).sum()
-        + _few(n_CP[1]) * (negative_P**2).sum()
-        + 2 * _few(n_CP[0] + n_CP[1]) * (positive_P * negative_P).sum()
+        _few(n_positive_P) * (positive_P**2).sum()
+        + _few(n_negative_P) * (negative_P**2).sum()
+        + 2 * _few(n_positive_P + n_negative_P) * (positive_P * negative_P).sum()
     )
     return float(np.sqrt(max(variance, 0.0)))
 
