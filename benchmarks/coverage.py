@@ -132,7 +132,7 @@ def coverage(row):
 
 def say(rows):
     """Print the grid of each method, as Markdown, and whether the default keeps what is wanted of it."""
-    print("coverage in % +- Monte Carlo error; mean width; SD of the replicates over that of the AUROCs; and where some "
+    print("coverage in % +- Monte Carlo error; mean width; SD of the replicates over that of the AUROCs; where some "
           "data sets have no interval, how many, and coverage with these as misses")  # fmt: skip
     for method, words in METHODS.items():
         own = {tuple(row[name] for name in CELL[:3]): row for row in rows if row["method"] == method}
