@@ -16,17 +16,17 @@ from matplotlib.ticker import MaxNLocator
 
 from anyecg.app.config import Config, render_config
 from anyecg.app.stages import model_folder
-from anyecg.kernels.auroc import METRICS
 from anyecg.kernels.segment import FLAG_NAMES
 from anyecg.loaders.cohort import open_cohort, read_reference
 from anyecg.loaders.files import code_version, write_text
 from anyecg.loaders.index import open_index
 from anyecg.loaders.reader import WindowReader
-from anyecg.train.evaluate import read_results
 from anyecg.train.model import read_card
 from anyecg.train.predict import read_scores
+from anyecg.train.results import read_results
 from anyecg.train.units import one_target, units_of
 
+MAIN_METRICS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
 METRIC_NAMES = ("AUROC", "AUPRC", "Sensitivity", "Specificity", "F1")
 OTHER_TABLES = {
     "decisions": {"f1": "F1", "sensitivity": "Sensitivity"},
@@ -138,9 +138,9 @@ def _roc(index, scores, rows, horizon_min, level):
     shown = sorted((row for row in shown if not np.isnan(row["auroc"])), key=lambda row: -row["auroc"])
     for row, colour in zip(shown[:MAX_ROC_TARGETS], COLOURS, strict=False):
         target = index.targets.index(row["target"])
-        chosen = one_target(units, target, level)
-        order = np.argsort(-units.logit[chosen, target], kind="stable")
-        score, positive = units.logit[chosen, target][order], units.label[chosen, target][order] == 1
+        one = one_target(units, target, level)
+        order = np.argsort(-one.logit, kind="stable")
+        score, positive = one.logit[order], one.label[order] == 1
         ends = np.append(score[1:] != score[:-1], True)
         true_rate = np.concatenate([[0], (np.cumsum(positive) / positive.sum())[ends]])
         false_rate = np.concatenate([[0], (np.cumsum(~positive) / (~positive).sum())[ends]])
@@ -197,7 +197,7 @@ def _groups(rows, reference, paper):
     """Return the rows as one table for each horizon and level, the table's best targets first where it is long."""
     groups: dict[str, list] = {}
     for row in rows:
-        metrics = [(_value(row[metric]), _interval(row, metric)) for metric in METRICS]
+        metrics = [(_value(row[metric]), _interval(row, metric)) for metric in MAIN_METRICS]
         others = [_value(paper.get(row["target"], np.nan)), _value(reference.get(("truth", *_key(row)), np.nan))]
         groups.setdefault(f"{row['level']} level, {row['horizon_min']} min", []).append(
             {**row, "metrics": metrics, "others": others}
@@ -278,9 +278,9 @@ def _examples(index, scores, horizon_min):
     examples: list[dict] = []
     shown: set[int] = set()
     for number, target in enumerate(index.targets[:MAX_EXAMPLE_TARGETS]):
-        rows = one_target(units, number, "window")
-        rows = rows[~np.isin(units.window[rows], list(shown))]
-        logit, label = units.logit[rows, number], units.label[rows, number]
+        one = one_target(units, number, "window")
+        one = one.only(~np.isin(units.window, list(shown)))
+        rows, logit, label = one.rows, one.logit, one.label
         for wanted, pick, what in (
             (1, np.argmax, "present, highest score"), (1, np.argmin, "present, lowest score"),
             (0, np.argmax, "absent, highest score"),
@@ -294,7 +294,7 @@ def _examples(index, scores, horizon_min):
             flags = [name for flag, name in FLAG_NAMES.items() if index.tables["window_flags"][window] & flag]
             said = [
                 f"{name} {1 / (1 + np.exp(-value)):.2f}"
-                for name, value in zip(index.targets, units.logit[row], strict=True)
+                for name, value in zip(index.targets, (of[row] for of in units.output_CU), strict=True)
             ]
             caption = f"{target} {what}. Scores: {', '.join(said[:8])}"
             caption += f". Flags: {', '.join(flags)}." if flags else "."

@@ -93,7 +93,9 @@ def _found_predict(config):
 
 def _found_evaluate(config):
     document = json.loads(_folder(config, "results.json").read_text(encoding="utf-8"))
-    tables = ["results.csv", *(f"{name}.csv" for name in ("decisions", "regression") if document[name])]
+    from anyecg.train.results import OTHER_TABLES
+
+    tables = ["results.csv", *(f"{name}.csv" for name in OTHER_TABLES if document[name])]
     return document["stage_hash"] if all(_folder(config, table).is_file() for table in tables) else None
 
 
@@ -206,29 +208,35 @@ def _run_predict(config, comm, stage_hash):
     )  # fmt: skip
 
 
-def _scores(config):
+def _scores(config, node=None):
     from anyecg.train.model import check_weights
     from anyecg.train.predict import read_scores
 
     card = check_weights(model_folder(config))
-    return read_scores(_folder(config, "scores.h5"), _index(config), card["weights_sha256"])
+    return read_scores(_folder(config, "scores.h5"), _index(config), card["weights_sha256"], node=node)
 
 
 def _wanted_evaluate(config):
     from anyecg.train.evaluate import check_evaluation
+    from anyecg.train.model import check_weights
+    from anyecg.train.predict import check_scores
 
-    check_evaluation(config.evaluate, _scores(config).card)
-    scores_hash = file_hash(_folder(config, "scores.h5"))
-    return digest([scores_hash, config.evaluate.identity("ranks"), config.seed])
+    card = check_weights(model_folder(config))
+    check_scores(_folder(config, "scores.h5"), _index(config), card["weights_sha256"])
+    check_evaluation(config.evaluate, card)
+    beside = [config.evaluate.internal and file_hash(config.evaluate.internal), _hash_in(config, "cohort/cohort.json")]
+    return digest([file_hash(_folder(config, "scores.h5")), config.evaluate.identity("ranks"), config.seed, beside])
 
 
 def _run_evaluate(config, comm, stage_hash):
     from anyecg.train.evaluate import evaluate
+    from anyecg.train.shared import Node
 
-    evaluate(
-        config.folder, _index(config), _scores(config), config.evaluate, seed=config.seed, comm=comm,
-        stage_hash=stage_hash,
-    )  # fmt: skip
+    with Node(comm) as node:
+        evaluate(
+            config.folder, _index(config), _scores(config, node), config.evaluate,
+            open_cohort(_folder(config, "cohort")), seed=config.seed, comm=comm, stage_hash=stage_hash,
+        )  # fmt: skip
 
 
 STAGES = {

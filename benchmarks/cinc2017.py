@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from anyecg.kernels.auroc import Ranking
 from anyecg.loaders.index import open_index
 from anyecg.train.decide import Decisions, decided
-from anyecg.train.intervals import Bootstrap, interval_of, mean_of
+from anyecg.train.evaluate import bootstrap_auroc
+from anyecg.train.intervals import interval_of, mean_of
 from anyecg.train.predict import read_scores
 from anyecg.train.units import clusters_of, fewer_clusters, one_target, units_of
 
 LEVELS = {"draw-head": "windows read together", "draw": "mean logit"}
 
 
-def measured(folder, level, classes, bootstrap):
+def measured(folder, level, classes, n_replicates):
     """Return {metric: (value, replicates, degrees of freedom)} of one run's test split."""
     index = open_index(folder / "shards")
     scores = read_scores(folder / "scores.h5", index)
@@ -32,18 +32,16 @@ def measured(folder, level, classes, bootstrap):
     cluster = clusters_of(units, rows, "patient")
     decisions = Decisions(called, true, cluster, len(targets))
     value_C = decisions.measure()[0, :, 0]
-    replicates_RC = bootstrap.replicates(decisions.replicates)[:, :, 0]
+    replicates_RC = decisions.replicates(0, n_replicates, seed=0)[:, :, 0]
     df_C = [fewer_clusters((true == number).astype(int), cluster) - 1 for number in range(len(targets))]
     found = {f"F1 {name}": (value_C[c], replicates_RC[:, c], df_C[c]) for c, name in enumerate(targets)}
     of_mean = [targets.index(name) for name in classes]
     found["mean F1"] = mean_of(value_C[of_mean], replicates_RC[:, of_mean], np.array(df_C)[of_mean])
     column = targets.index("A")
-    rows = one_target(units, column, level)
-    cluster, label = clusters_of(units, rows, "patient"), units.label[rows, column]
-    ranking = Ranking(units.logit[rows, column], label, cluster)
-    found["AUROC A"] = (
-        float(ranking.measure()[0]), bootstrap.replicates(ranking.replicates)[:, 0], fewer_clusters(label, cluster) - 1
-    )  # fmt: skip
+    one = one_target(units, column, level)
+    cluster = clusters_of(units, one.rows, "patient")
+    alone = bootstrap_auroc(one.logit, one.label, cluster, n_replicates=n_replicates)
+    found["AUROC A"] = alone.value, alone.replicates, fewer_clusters(one.label, cluster) - 1
     return found
 
 
@@ -54,9 +52,8 @@ def main():
     parser.add_argument("--classes", nargs="+", default=["N", "A", "O"])
     parser.add_argument("--replicates", type=int, default=2000)
     arguments = parser.parse_args()
-    bootstrap = Bootstrap(arguments.replicates, 0, 0.95, "logit-t")
     for level, said in LEVELS.items():
-        runs = [measured(folder, level, arguments.classes, bootstrap) for folder in arguments.runs]
+        runs = [measured(folder, level, arguments.classes, arguments.replicates) for folder in arguments.runs]
         print(f"\n{said}\n{'':10}" + "".join(f"{folder.name:>10}" for folder in arguments.runs) + "      mean  its CI")
         for metric in runs[0]:
             values = [run[metric][0] for run in runs]

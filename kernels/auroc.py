@@ -1,32 +1,23 @@
-"""Ranking metrics with integer weights and exact ties, once and over bootstrap replicates."""
+"""Areas under ROC and precision-recall curves with integer weights and exact ties, once and over replicates."""
 
 import numpy as np
 
 from anyecg.kernels._jit import kernel
-from anyecg.kernels.counter import mix_pair
+from anyecg.kernels.sort import falling_order
+from anyecg.kernels.weights import LANES
 
-METRICS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
-
-# Distribution function of Poisson(1) at 0, 1, 2, ..., scaled to 64 bits; beyond 12 lies less than 1e-10.
-_POISSON = np.array([sum(np.exp(-1.0) / np.prod(np.arange(1.0, k + 1)) for k in range(n + 1)) for n in range(13)])
-POISSON_64 = np.minimum(np.floor(_POISSON * 2.0**64), np.nextafter(2.0**64, 0)).astype(np.uint64)
-
-
-@kernel
-def fill_weights(seed, replicate, cluster_P, poisson, weight_P):
-    """Fill each cluster's Poisson(1) weight, a function of (seed, replicate, cluster key)."""
-    key = mix_pair(seed, np.uint64(replicate))
-    for p in range(len(cluster_P)):
-        bits = mix_pair(key, cluster_P[p])
-        weight = 0
-        while weight < len(poisson) and bits >= poisson[weight]:
-            weight += 1
-        weight_P[p] = weight
+METRICS = ("auroc", "auprc")
+# So that no sum of weights (at most 13 each) leaves 32 bits.
+MOST_UNITS = (1 << 31) // 16
+# So that no sum of weights of a run of negatives leaves 16 bits: the narrower, the more lanes a vector holds.
+_LONGEST_RUN = 2_000
+# Bits of a unit: it is positive; the next one has the same score.
+_POSITIVE, _TIED = np.uint8(1), np.uint8(2)
 
 
 @kernel
-def _measure(score, label, row, weight_P, n_called, out):
-    """Fill out[5] from units sorted by falling score; the first ``n_called`` are at or above the threshold.
+def _measure(score, label, weight, out):
+    """Fill out[2] from units sorted by falling score, each with its own weight; the slow twin of ``_lanes``.
 
     With integer weights the AUROC sum is an integer; a group of equal scores counts half of its own pairs.
     """
@@ -34,8 +25,8 @@ def _measure(score, label, row, weight_P, n_called, out):
     out[:] = np.nan
     if n == 0:
         return
-    zero = weight_P[0] * 0  # integer or float, as the weights are
-    tp = fp = called_tp = called_fp = twice_area = zero
+    zero = weight[0] * 0  # integer or float, as the weights are
+    tp = fp = twice_area = zero
     precision_sum = 0.0
     i = 0
     while i < n:
@@ -43,46 +34,104 @@ def _measure(score, label, row, weight_P, n_called, out):
         j = i
         while j < n and score[j] == score[i]:
             if label[j]:
-                group_tp += weight_P[row[j]]
+                group_tp += weight[j]
             else:
-                group_fp += weight_P[row[j]]
+                group_fp += weight[j]
             j += 1
         twice_area += group_fp * (2 * tp + group_tp)
         tp += group_tp
         fp += group_fp
         if group_tp > 0:
             precision_sum += group_tp * (tp / (tp + fp))
-        if j <= n_called:
-            called_tp, called_fp = tp, fp
         i = j
     if tp > 0 and fp > 0:
         out[0] = twice_area / (2.0 * tp * fp)
         out[1] = precision_sum / tp
-        if n_called >= 0:
-            out[2] = called_tp / tp
-            out[3] = (fp - called_fp) / fp
-            out[4] = 2.0 * called_tp / (tp + called_tp + called_fp)
 
 
 @kernel
-def _replicates(score, label, row, cluster_P, seed, first, n_called, poisson, out_RM):
-    weight_P = np.empty(len(cluster_P), np.int64)
-    for r in range(len(out_RM)):
-        fill_weights(seed, first + r, cluster_P, poisson, weight_P)
-        _measure(score, label, row, weight_P, n_called, out_RM[r])
+def _add(total, weight_PL, p):
+    for k in range(LANES):
+        total[k] += weight_PL[p, k]
 
 
 @kernel
-def _fill_rows(seed, first, cluster_P, poisson, weight_RP):
-    for r in range(len(weight_RP)):
-        fill_weights(seed, first + r, cluster_P, poisson, weight_RP[r])
+def _flush(run, tp, fp, twice_area):
+    """Count a run of negatives that stands between positives, all at once."""
+    for k in range(LANES):
+        twice_area[k] += np.int64(2) * run[k] * tp[k]
+    for k in range(LANES):
+        fp[k] += run[k]
+        run[k] = 0
 
 
-def poisson_weights(cluster_P, first, last, *, seed):
-    """Return int64 (last - first, clusters): the weights of uint64 cluster keys in replicates first..last-1."""
-    weight_RP = np.empty((last - first, len(cluster_P)), np.int64)
-    _fill_rows(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), first, cluster_P, POISSON_64, weight_RP)
-    return weight_RP
+@kernel
+def _group(group_tp, group_fp, tp, fp, twice_area):
+    """Count units of one score, of which a negative beats half of the positives."""
+    for k in range(LANES):
+        twice_area[k] += np.int64(group_fp[k]) * (np.int64(2) * tp[k] + group_tp[k])
+    for k in range(LANES):
+        tp[k] += group_tp[k]
+    for k in range(LANES):
+        fp[k] += group_fp[k]
+
+
+@kernel
+def _step(weight, tp, fp, quotient, precision_sum):
+    """Add weight x precision; in loops of their own, so that LLVM turns each into vectors."""
+    for k in range(LANES):
+        quotient[k] = np.float64(tp[k] + fp[k]) + 1e-300  # 0 / 0 is 0 here
+    for k in range(LANES):
+        quotient[k] = np.float64(weight[k]) * np.float64(tp[k]) / quotient[k]
+    for k in range(LANES):
+        precision_sum[k] += quotient[k]
+
+
+@kernel
+def _lanes(kind, row, weight_PL, with_auprc, out_LM):
+    """Fill (LANES, 2) from units sorted by falling score, every lane with its own weights of their clusters."""
+    tp, fp, run = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32), np.zeros(LANES, np.int16)
+    group_tp, group_fp = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
+    twice_area, precision_sum, quotient = np.zeros(LANES, np.int64), np.zeros(LANES), np.empty(LANES)
+    n_run = 0
+    i = 0
+    while i < len(kind):
+        p = row[i]
+        if kind[i] == 0 and n_run < _LONGEST_RUN:
+            for k in range(LANES):
+                run[k] += weight_PL[p, k]
+            n_run += 1
+            i += 1
+            continue
+        if n_run:
+            _flush(run, tp, fp, twice_area)
+            n_run = 0
+            continue
+        if kind[i] == _POSITIVE:
+            for k in range(LANES):
+                tp[k] += weight_PL[p, k]
+            if with_auprc:
+                for k in range(LANES):
+                    group_tp[k] = weight_PL[p, k]
+                _step(group_tp, tp, fp, quotient, precision_sum)
+        else:
+            group_tp[:] = 0
+            group_fp[:] = 0
+            while kind[i] & _TIED:
+                _add(group_tp if kind[i] & _POSITIVE else group_fp, weight_PL, row[i])
+                i += 1
+            _add(group_tp if kind[i] & _POSITIVE else group_fp, weight_PL, row[i])
+            _group(group_tp, group_fp, tp, fp, twice_area)
+            if with_auprc:
+                _step(group_tp, tp, fp, quotient, precision_sum)
+        i += 1
+    _flush(run, tp, fp, twice_area)
+    out_LM[:] = np.nan
+    for k in range(LANES):
+        if tp[k] > 0 and fp[k] > 0:
+            out_LM[k, 0] = twice_area[k] / (2.0 * tp[k] * fp[k])
+            if with_auprc:
+                out_LM[k, 1] = precision_sum[k] / tp[k]
 
 
 class Ranking:
@@ -91,43 +140,50 @@ class Ranking:
     Parameters
     ----------
     score : float array, shape (n,)
-        Finite; higher means more likely positive.
+        Finite; higher means more likely positive. float32 is sorted fastest.
     label : array, shape (n,)
         0 or 1.
-    cluster : uint64 array, shape (n,)
-        Key of the cluster (patient) of each unit.
-    threshold : float
-        Units at or above it are called positive; NaN leaves sensitivity, specificity and F1 NaN.
+    row : int array, shape (n,)
+        Cluster (patient) of each unit, as a row of the weights.
+
+    Attributes
+    ----------
+    score, label, row : arrays of the units by falling score
     """
 
-    def __init__(self, score, label, cluster, threshold=float("nan")):
-        score, label = np.asarray(score, np.float64), np.asarray(label)
-        if score.ndim != 1 or score.shape != label.shape or score.shape != np.shape(cluster):
-            raise ValueError(f"shapes {score.shape}, {label.shape}, {np.shape(cluster)}; wanted three times (n,)")
-        if not np.isfinite(score).all() or not np.isin(label, (0, 1)).all():
-            raise ValueError("scores must be finite and labels 0 or 1; leave the other units out first")
-        order = np.argsort(-score, kind="stable")
-        self.score, self.label = score[order], label[order].astype(np.bool_)
-        self.clusters, row = np.unique(np.asarray(cluster, np.uint64), return_inverse=True)
-        self.row = row[order].astype(np.int32)
-        called = int((self.score >= threshold).sum())
-        self.n_called = -1 if np.isnan(threshold) else called
+    def __init__(self, score, label, row):
+        score, label = _checked(score, label, row)
+        order = falling_order(score)
+        self.score, self.label = score[order], label[order]
+        self._kind = self.label * _POSITIVE
+        self._kind[:-1] |= (self.score[1:] == self.score[:-1]) * _TIED
+        self.row = np.asarray(row)[order].astype(np.int32)
 
-    def measure(self, weight_P=None):
-        """Return the METRICS, float64 (5,), under int64 or float64 cluster weights (default 1); NaN with one class."""
-        weight_P = np.ones(len(self.clusters), np.int64) if weight_P is None else weight_P
+    def measure(self):
+        """Return the METRICS, float64 (2,), every unit counted once; NaN with one class."""
         out = np.empty(len(METRICS))
-        _measure(self.score, self.label, self.row, weight_P, self.n_called, out)
+        _measure(self.score, self.label, np.ones(len(self.score), np.int64), out)
         return out
 
-    def replicates(self, first, last, *, seed):
-        """Return float64 (last - first, 5): the METRICS of replicates first..last-1 (Poisson bootstrap of clusters)."""
-        out_RM = np.empty((last - first, len(METRICS)))
-        key = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
-        _replicates(
-            self.score, self.label, self.row, self.clusters, key, first, self.n_called, POISSON_64, out_RM
-        )  # fmt: skip
-        return out_RM
+    def under(self, weight_PL, *, with_auprc=True):
+        """Return float64 (LANES, 2): the METRICS under each lane's int8 weights of the clusters."""
+        out_LM = np.empty((LANES, len(METRICS)))
+        _lanes(self._kind, self.row, weight_PL, with_auprc, out_LM)
+        return out_LM
+
+
+def _checked(score, label, row):
+    """Return scores as floats and labels as bool, refused where they do not fit together."""
+    score, label = np.asarray(score), np.asarray(label)
+    if score.dtype != np.float32:
+        score = score.astype(np.float64)
+    if score.ndim != 1 or score.shape != label.shape or score.shape != np.shape(row):
+        raise ValueError(f"shapes {score.shape}, {label.shape}, {np.shape(row)}; wanted three times (n,)")
+    if not np.isfinite(score).all() or not ((label == 0) | (label == 1)).all():
+        raise ValueError("scores must be finite and labels 0 or 1; leave the other units out first")
+    if len(score) > MOST_UNITS:
+        raise ValueError(f"{len(score)} units; at most {MOST_UNITS} can be counted without overflow")
+    return score, label.astype(np.bool_)
 
 
 def auroc(score, label, weight=None):
@@ -143,10 +199,12 @@ def auroc(score, label, weight=None):
     -----
     Equal to ``sklearn.metrics.roc_auc_score`` (Mann-Whitney); with integer weights the sum is kept in integers.
     """
-    units = np.arange(len(score), dtype=np.uint64)
-    if weight is not None:
-        weight = np.asarray(weight)
-        if weight.shape != units.shape or not (np.isfinite(weight) & (weight >= 0)).all():
-            raise ValueError(f"weights must be finite, not negative, of shape ({len(units)},)")
-        weight = weight.astype(np.int64 if weight.dtype.kind in "iub" else np.float64)
-    return float(Ranking(score, label, units).measure(weight)[0])
+    weight = np.ones(len(score), np.int64) if weight is None else np.asarray(weight)
+    if weight.shape != (len(score),) or not (np.isfinite(weight) & (weight >= 0)).all():
+        raise ValueError(f"weights must be finite, not negative, of shape ({len(score)},)")
+    weight = weight.astype(np.int64 if weight.dtype.kind in "iub" else np.float64)
+    score, label = _checked(score, label, weight)
+    order = falling_order(score)
+    out = np.empty(len(METRICS))
+    _measure(score[order], label[order], weight[order], out)
+    return float(out[0])

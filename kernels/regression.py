@@ -3,7 +3,7 @@
 import numpy as np
 
 from anyecg.kernels._jit import kernel
-from anyecg.kernels.auroc import POISSON_64, fill_weights
+from anyecg.kernels.weights import POISSON_64, fill_weights, seed_bits
 
 METRICS = ("mae", "r2", "spearman")
 
@@ -109,8 +109,7 @@ class Agreement:
     def replicates(self, first, last, *, seed):
         """Return float64 (last - first, 3): the METRICS of replicates first..last-1 (Poisson bootstrap of clusters)."""
         out_RM = np.empty((last - first, len(METRICS)))
-        key = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
-        _replicates(*self._units, self.clusters, key, first, POISSON_64, out_RM)
+        _replicates(*self._units, self.clusters, seed_bits(seed), first, POISSON_64, out_RM)
         return out_RM
 
 

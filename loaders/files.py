@@ -22,7 +22,7 @@ FORMATS = {
     "anyecg-export": 1,
     "anyecg-weights": 1,
     "anyecg-scores": 2,
-    "anyecg-results": 1,
+    "anyecg-results": 2,
     "anyecg-comparison": 1,
     "anyecg-simulation": 1,
     "anyecg-profile": 1,

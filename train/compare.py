@@ -1,26 +1,27 @@
 """Models side by side on the same units and the same replicates: each one's metrics, and differences to the first."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import norm
 
 from anyecg.kernels import auroc, regression
+from anyecg.kernels.weights import Resampling
 from anyecg.loaders.errors import ModelError
 from anyecg.train.decide import ALL, MEAN, Decisions, check_classes, decided
-from anyecg.train.evaluate import EvaluateConfig, without_nan
-from anyecg.train.intervals import Bootstrap, mean_of
+from anyecg.train.evaluate import EvaluateConfig
+from anyecg.train.intervals import Intervals, mean_of
+from anyecg.train.measures import Areas, replicates_of
 from anyecg.train.predict import Scores
 from anyecg.train.regress import SCALE
-from anyecg.train.units import check_levels, clusters_of, fewer_clusters, of_level, units_of
+from anyecg.train.results import without_nan
+from anyecg.train.units import check_levels, clusters_of, fewer_rows, is_measured, n_distinct, of_level, units_of
 
 COLUMNS = (
     "target", "metric", "model", "n", "n_positive", "n_patients", "value", "value_low", "value_high", "difference",
-    "difference_low", "difference_high", "t", "p", "p_holm",
+    "difference_low", "difference_high", "z", "p", "p_holm",
 )  # fmt: skip
 _KIND = {"window": "window", "draw": "draw", "draw-head": "draw", "visit": "visit"}
-# The first two of a ranking need no threshold.
-_RANKED = auroc.METRICS[:2]
 
 
 @dataclass(frozen=True)
@@ -113,28 +114,28 @@ def compare(index, models, config: EvaluateConfig, *, horizon_min, seed, progres
 
     Notes
     -----
-    A unit counts for a target when it was measured and all models have scored it. The statistic of a difference is
-    itself / the SD of its replicates, referred to Student's t with the degrees of freedom of the intervals.
+    A unit counts for a target when it was measured and all models have scored it. z is a difference / the SD of its
+    replicates, p that of the normal distribution.
     """
     targets, left_out = check_comparable(models)
     level, heads = _KIND[models[0].level], {model.scores.card["head"] for model in models}
-    bootstrap = Bootstrap(config.n_replicates, seed, config.confidence, config.interval)
+    intervals = Intervals(config.confidence, config.interval)
     units = _units(index, models, horizon_min)
     found = []
     for target in targets:
-        found += _of_target(target, models, units, level, config.unit, bootstrap)
+        found += _of_target(target, models, units, level, config, seed)
         progress(1)
     families = {metric: [part for part in found if part.metric == metric] for metric in (part.metric for part in found)}
     # Absolute errors of several components have no common unit, so no mean.
     rows = [
         row
         for metric, parts in families.items()
-        for row in _rows(parts, models, bootstrap, [] if metric == "mae" else parts)
+        for row in _rows(parts, models, intervals, [] if metric == "mae" else parts)
     ]
     if heads == {"exclusive"} and not left_out:
-        *classes, pooled = _of_decisions(targets, models, units, level, config, bootstrap)
+        *classes, pooled = _of_decisions(targets, models, units, level, config, seed)
         in_mean = [classes[number] for number in check_classes(config.f1_classes, targets)]
-        rows += _rows(classes, models, bootstrap, in_mean) + _lines([pooled], ALL, models, bootstrap)
+        rows += _rows(classes, models, intervals, in_mean) + _lines([pooled], ALL, models, intervals)
     return {
         "models": [_described(model) for model in models], "index_hash": index.hash, "horizon_min": horizon_min,
         "unit": config.unit, "n_replicates": config.n_replicates, "seed": seed, "confidence": config.confidence,
@@ -156,64 +157,71 @@ def _units(index, models, horizon_min):
     return units
 
 
-def _of_target(target, models, units, level, unit, bootstrap):
+def _of_target(target, models, units, level, config, seed):
     """Return the metrics of one target, over the units that all models have scored."""
     columns = [model.scores.card["targets"].index(target) for model in models]
-    scored = ~np.isnan([of_model.logit[:, column] for of_model, column in zip(units, columns, strict=True)]).any(0)
-    rows = of_level(units[0], np.flatnonzero(units[0].measured[:, columns[0]] & scored), level)
-    cluster, truth = clusters_of(units[0], rows, unit), units[0].label[rows, columns[0]]
-    logits = [of_model.logit[rows, column] for of_model, column in zip(units, columns, strict=True)]
+    logits = [of_model.output_CU[column] for of_model, column in zip(units, columns, strict=True)]
+    truth, scored = units[0].label_of(columns[0]), np.isfinite(logits).all(0)
+    rows = of_level(units[0], np.flatnonzero(is_measured(truth) & scored), level)
+    cluster, truth = clusters_of(units[0], rows, config.unit), truth[rows]
+    n_replicates = config.n_replicates
     if truth.dtype.kind == "f":
         metrics: tuple = regression.METRICS
-        measured: list = [regression.Agreement(truth, logit, cluster) for logit in logits]
+        measured: list = [regression.Agreement(truth, logit[rows], cluster) for logit in logits]
+        replicates = [each.replicates(0, n_replicates, seed=seed) for each in measured]
         df, n_positive = len(np.unique(cluster)) - 1, float("nan")
     else:
-        measured = [auroc.Ranking(logit, truth, cluster) for logit in logits]
-        metrics, df, n_positive = _RANKED, fewer_clusters(truth, cluster) - 1, int((truth == 1).sum())
+        clusters, row = np.unique(cluster, return_inverse=True)
+        resampling = Resampling(clusters, seed=seed)
+        measured = [Areas(logit[rows], truth, row) for logit in logits]
+        replicates = [replicates_of(each, resampling, 0, n_replicates) for each in measured]
+        metrics, df, n_positive = auroc.METRICS, fewer_rows(truth, row) - 1, int((truth == 1).sum())
     counts = {"n": len(rows), "n_positive": n_positive, "n_patients": len(np.unique(units[0].patient[rows]))}
-    value_MK = np.stack([each.measure() for each in measured])
-    replicates_RMK = np.stack([bootstrap.replicates(each.replicates) for each in measured], axis=1)
+    value_MK, replicates_RMK = np.stack([each.measure() for each in measured]), np.stack(replicates, axis=1)
     return [
         _Part(target, metric, counts, value_MK[:, k], replicates_RMK[:, :, k], df) for k, metric in enumerate(metrics)
     ]
 
 
-def _of_decisions(targets, models, units, level, config, bootstrap):
+def _of_decisions(targets, models, units, level, config, seed):
     """Return the F1 of each class, then of all of them pooled; a unit goes to the class of its highest score."""
     scored = ~np.any([np.isnan(of_model.logit).any(1) for of_model in units], axis=0)
     calls = []
     for model, of_model in zip(models, units, strict=True):
         order = [model.scores.card["targets"].index(target) for target in targets]
         label = np.where(scored[:, None], of_model.label[:, order], -1)
-        rows, called, true = decided(replace(of_model, logit=of_model.logit[:, order], label=label), level)
+        rows, called, true = decided(of_model, level, of_model.logit[:, order], label)
         calls.append(called)
     cluster, patient = clusters_of(units[0], rows, config.unit), units[0].patient[rows]
+    row = np.unique(cluster, return_inverse=True)[1]
     measured = [Decisions(called, true, cluster, len(targets)) for called in calls]
     value_MC = np.stack([each.measure()[0, :, 0] for each in measured])
-    replicates_RMC = np.stack([bootstrap.replicates(each.replicates)[:, :, 0] for each in measured], axis=1)
+    replicates_RMC = np.stack(
+        [each.replicates(0, config.n_replicates, seed=seed)[:, :, 0] for each in measured], axis=1
+    )
     counts = {"n": len(rows), "n_positive": len(rows), "n_patients": len(np.unique(patient))}
     parts = []
     for number, target in enumerate([*targets, ALL]):
         is_class = (true == number).astype(int)
-        df = (len(np.unique(cluster)) if target == ALL else fewer_clusters(is_class, cluster)) - 1
+        df = (n_distinct(row) if target == ALL else fewer_rows(is_class, row)) - 1
         of_class = counts if target == ALL else {**counts, "n_positive": int(is_class.sum())}
         parts.append(_Part(target, "f1", of_class, value_MC[:, number], replicates_RMC[:, :, number], df))
     return parts
 
 
-def _rows(parts, models, bootstrap, in_mean):
+def _rows(parts, models, intervals, in_mean):
     """Return the rows of one metric: of each target, p adjusted for their number, then of the mean of ``in_mean``."""
-    lines = [_lines([part], part.target, models, bootstrap) for part in parts]
+    lines = [_lines([part], part.target, models, intervals) for part in parts]
     for number in range(1, len(models)):
         adjusted = holm([of_target[number]["p"] for of_target in lines])
         for of_target, p in zip(lines, adjusted.tolist(), strict=True):
             of_target[number]["p_holm"] = p
     if in_mean:
-        lines.append(_lines(in_mean, MEAN, models, bootstrap))
+        lines.append(_lines(in_mean, MEAN, models, intervals))
     return [row for of_target in lines for row in of_target]
 
 
-def _lines(parts, target, models, bootstrap):
+def _lines(parts, target, models, intervals):
     """Return one row a model, for a target or the mean of several."""
     value_CM = np.stack([part.value_M for part in parts])
     replicates_RCM = np.stack([part.replicates_RM for part in parts], axis=1)
@@ -225,21 +233,21 @@ def _lines(parts, target, models, bootstrap):
         within = metric == "f1"
         value, replicates, df = mean_of(value_CM[:, number], replicates_RCM[:, :, number], df_C, within=within)
         line = {**none, "target": target, "metric": metric, "model": model.name, **counts}
-        line |= bootstrap.columns("value", value, replicates, df=df, scale=SCALE.get(metric, "logit"))
+        line |= intervals.columns("value", value, replicates, df=df, scale=SCALE.get(metric, "logit"))
         if number:
             value, replicates, df = mean_of(
                 value_CM[:, number] - value_CM[:, 0], replicates_RCM[:, :, number] - replicates_RCM[:, :, 0], df_C
             )
-            line |= _difference(value, replicates, df, bootstrap)
+            line |= _difference(value, replicates, df, intervals)
         lines.append(line)
     return lines
 
 
-def _difference(value, replicates, df, bootstrap):
+def _difference(value, replicates, df, intervals):
     """Return a difference with its interval, its statistic and the p-value of that."""
-    columns = bootstrap.columns("difference", value, replicates, df=df, scale="plain")
+    columns = intervals.columns("difference", value, replicates, df=df, scale="plain")
     valid = replicates[~np.isnan(replicates)]
     spread = valid.std(ddof=1) if len(valid) > 1 else float("nan")
     statistic = 0.0 if value == 0 else value / spread if spread > 0 and df >= 1 else float("nan")
-    p = 1.0 if value == 0 else float(2 * t.sf(abs(statistic), df))
-    return {**columns, "t": float(statistic), "p": p}
+    p = 1.0 if value == 0 else float(2 * norm.sf(abs(statistic)))
+    return {**columns, "z": float(statistic), "p": p}

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from anyecg.kernels.auroc import poisson_weights
+from anyecg.kernels.weights import poisson_weights
 from anyecg.loaders.errors import ConfigError
 from anyecg.train.intervals import mean_of
 from anyecg.train.units import clusters_of, fewer_clusters, of_level
+from anyecg.train.work import Measured, Task
 
 METRICS = ("f1", "sensitivity")
 # Rows below those of the classes: pooled over all classes (both metrics are the accuracy then), and the mean.
@@ -22,13 +23,18 @@ def check_classes(names, targets):
     return [targets.index(name) for name in names or targets]
 
 
-def decided(units, level):
-    """Return (rows, class called, true class) of the units that count: scored, and with just one label 1."""
-    one_class = (units.label == 1).sum(1) == 1
-    rows = of_level(units, np.flatnonzero(one_class & ~np.isnan(units.logit).any(1)), level)
+def decided(units, level, logit_UC=None, label_UC=None):
+    """Return (rows, class called, true class) of the units that count: scored, and with just one label 1.
+
+    ``logit_UC`` and ``label_UC`` stand for those of the units, where other classes or units are wanted.
+    """
+    logit_UC = units.logit if logit_UC is None else logit_UC
+    label_UC = units.label if label_UC is None else label_UC
+    one_class = (label_UC == 1).sum(1) == 1
+    rows = of_level(units, np.flatnonzero(one_class & ~np.isnan(logit_UC).any(1)), level)
     if not len(rows):
         return rows, rows, rows
-    return rows, units.logit[rows].argmax(1), units.label[rows].argmax(1)
+    return rows, logit_UC[rows].argmax(1), label_UC[rows].argmax(1)
 
 
 class Decisions:
@@ -71,38 +77,56 @@ class Decisions:
         return np.concatenate(blocks)
 
 
-def decision_rows(units, targets, level, *, unit, f1_classes, bootstrap):
-    """Return the rows of one horizon and level: the classes, all of them pooled, the mean of ``f1_classes``."""
-    rows, called, true = decided(units, level)
-    cluster = clusters_of(units, rows, unit)
-    decisions = Decisions(called, true, cluster, len(targets))
-    value_CM, replicates_RCM = decisions.measure()[0], bootstrap.replicates(decisions.replicates)
-    df_C = [fewer_clusters((true == number).astype(int), cluster) - 1 for number in range(len(targets))]
-    parts = [*df_C, len(decisions.clusters) - 1]
-    n_C = np.append(np.bincount(true, minlength=len(targets)), len(rows))
+def decision_task(evaluation, horizon_min, level):
+    """Return the task of one horizon and level: every class, and all of them pooled."""
+
+    def build():
+        units, n_classes = evaluation.units("test", horizon_min, level), len(evaluation.targets)
+        rows, called, true = decided(units, level)
+        cluster = clusters_of(units, rows, evaluation.config.unit)
+        decisions = Decisions(called, true, cluster, n_classes)
+        facts = {
+            "n": len(rows), "n_of": np.bincount(true, minlength=n_classes).tolist(),
+            "df": [fewer_clusters((true == number).astype(int), cluster) - 1 for number in range(n_classes)],
+            "df_all": len(decisions.clusters) - 1,
+        }  # fmt: skip
+        return Measured(
+            facts, decisions.measure()[0],
+            lambda first, last: decisions.replicates(first, last, seed=evaluation.seed),
+        )  # fmt: skip
+
+    n_draws = len(evaluation.index.tables["draw_visit"])
+    return Task(("decisions", horizon_min, level), n_draws, n_draws, build)
+
+
+def decision_rows(done, targets, f1_classes, intervals):
+    """Return the rows of a finished task: the classes, all of them pooled, the mean of ``f1_classes``."""
+    facts, value_CM, replicates_RCM = done.facts, done.value, done.replicates
+    parts, n_C = [*facts["df"], facts["df_all"]], [*facts["n_of"], facts["n"]]
     table = [
         {
-            "target": name, "n": len(rows), "n_positive": int(n_C[number]),
-            **_metrics(bootstrap, value_CM[number], replicates_RCM[:, number], [parts[number]] * len(METRICS)),
+            "target": name, "n": facts["n"], "n_positive": n_C[number],
+            **_metrics(intervals, value_CM[number], replicates_RCM[:, number], [parts[number]] * len(METRICS)),
         }
         for number, name in enumerate((*targets, ALL))
     ]  # fmt: skip
+    df_C = np.array(facts["df"])[f1_classes]
     of_mean = [
-        mean_of(value_CM[f1_classes, m], replicates_RCM[:, f1_classes, m], np.array(df_C)[f1_classes], within=True)
+        mean_of(value_CM[f1_classes, m], replicates_RCM[:, f1_classes, m], df_C, within=True)
         for m in range(len(METRICS))
     ]
     values, replicates, df = zip(*of_mean, strict=True)
     table.append(
         {
-            "target": MEAN, "n": len(rows), "n_positive": int(n_C[f1_classes].sum()),
-            **_metrics(bootstrap, values, np.stack(replicates, axis=1), df),
+            "target": MEAN, "n": facts["n"], "n_positive": sum(n_C[number] for number in f1_classes),
+            **_metrics(intervals, values, np.stack(replicates, axis=1), df),
         }
     )  # fmt: skip
     return table
 
 
-def _metrics(bootstrap, values, replicates_RM, df_M):
+def _metrics(intervals, values, replicates_RM, df_M):
     found: dict = {}
     for number, metric in enumerate(METRICS):
-        found |= bootstrap.columns(metric, values[number], replicates_RM[:, number], df=df_M[number])
+        found |= intervals.columns(metric, values[number], replicates_RM[:, number], df=df_M[number])
     return {**found, "n_replicates": int((~np.isnan(replicates_RM[:, 0])).sum())}

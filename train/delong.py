@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from anyecg.kernels.sort import falling_order
+
 
 def delong_se(score, label):
     """Return the standard error of the AUROC of independent units.
@@ -79,7 +81,7 @@ def clustered_se(score, label, cluster):
 
 
 def _checked(score, label):
-    score, label = np.asarray(score, np.float64), np.asarray(label)
+    score, label = np.asarray(score), np.asarray(label)
     if score.ndim != 1 or score.shape != label.shape:
         raise ValueError(f"shapes {score.shape} and {label.shape}; wanted twice (n,)")
     if not np.isfinite(score).all() or not ((label == 0) | (label == 1)).all():
@@ -91,7 +93,7 @@ def _falling(score, *others):
     """Return the units by falling score."""
     if (score[1:] <= score[:-1]).all():
         return score, *others
-    order = np.argsort(-score)
+    order = falling_order(score)
     return score[order], *(other[order] for other in others)
 
 

@@ -1,38 +1,40 @@
 """Metrics for every target, horizon and level, each with a CI over resampled patients, by MPI ranks."""
 
-import csv
-import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from anyecg.kernels.auroc import METRICS, Ranking
-from anyecg.loaders.files import remove, replacing, write_document
-from anyecg.loaders.progress import Progress
+from anyecg.kernels.weights import Resampling
+from anyecg.loaders.files import code_version, digest
 from anyecg.loaders.settings import Section
-from anyecg.train.decide import check_classes, decision_rows
-from anyecg.train.intervals import Bootstrap, interval_of
-from anyecg.train.regress import regression_row
+from anyecg.train.decide import check_classes, decision_task
+from anyecg.train.delong import clustered_se, delong_se
+from anyecg.train.intervals import interval_of
+from anyecg.train.measures import Areas, Binary, replicates_of
+from anyecg.train.people import people_of
+from anyecg.train.regress import regression_task
+from anyecg.train.results import read_results, write_results
+from anyecg.train.tables import Tables
+from anyecg.train.thresholds import threshold_of
 from anyecg.train.units import (
+    Clusters,
     Level,
     check_levels,
     cluster_keys,
-    clusters_of,
-    fewer_clusters,
+    fewer_rows,
+    is_measured,
+    n_distinct,
     one_target,
     truth_of,
     units_of,
 )
+from anyecg.train.work import Measured, Task, run_tasks
 
-HEAD = ("target", "horizon_min", "level", "n", "n_positive", "n_patients", "n_patients_positive")
-# Of results.csv; the other tables are there where the model's head has them.
-COLUMNS = (
-    *HEAD, *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")), "threshold", "n_replicates",
-)  # fmt: skip
-OTHER_TABLES = ("decisions", "regression")
+Attribute = Literal["sex", "age", "race"]
 
 
 class EvaluateConfig(Section):
@@ -52,6 +54,18 @@ class EvaluateConfig(Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     interval: Literal["logit-t", "percentile"] = Field(
         "logit-t", description="logit-t (R2, errors and correlations: on scales of their own) or percentile"
+    )
+    threshold: Literal["youden", "sensitivity", "f1"] = Field(
+        "youden", description="threshold, chosen on the validation split: best by Youden, fixed sensitivity, best F1"
+    )
+    sensitivity: float = Field(0.9, gt=0, le=1, description="what threshold = 'sensitivity' asks for")
+    kernel: Literal["exact", "binned"] = Field(
+        "exact", description="binned: replicates of the areas from 1,024 bins of the scores; the error is printed"
+    )
+    subgroups: list[Attribute] = Field(["sex", "age", "race"], description="groups that AUROCs are shown for")
+    baselines: bool = Field(True, description="what age, sex and heart rate say alone, and what the ECG adds to them")
+    internal: str = Field(
+        "", description="results.json of the same model on its own cohort: thresholds come from there, figures beside"
     )
     ranks: int = Field(2, ge=1, description="MPI ranks that evaluate, started on this machine")
 
@@ -93,52 +107,26 @@ def bootstrap_auroc(score, label, cluster, *, n_replicates=1000, seed=0, level=0
     -------
     Estimate
 
+    Raises
+    ------
+    ValueError
+        Scores that are not finite, labels that are none, shapes that do not fit together.
+
     Notes
     -----
     A cluster's weight is a function of (seed, replicate, cluster), so neither order nor number of ranks matters.
     """
-    label = np.asarray(label)
+    score, label, cluster = np.asarray(score), np.asarray(label), cluster_keys(cluster)
+    if not score.shape == label.shape == cluster.shape:
+        raise ValueError(f"shapes {score.shape}, {label.shape}, {cluster.shape}; wanted three times (n,)")
     seen = label >= 0
-    score, label, cluster = np.asarray(score)[seen], label[seen], cluster_keys(cluster)[seen]
-    ranking = Ranking(score, label, cluster)
-    value = float(ranking.measure()[0])
-    replicates = ranking.replicates(0, n_replicates, seed=seed)[:, 0]
-    df = fewer_clusters(label, cluster) - 1
+    clusters, row = np.unique(cluster[seen], return_inverse=True)
+    areas = Areas(score[seen], label[seen], row, with_auprc=False)
+    value = float(areas.measure()[0])
+    replicates = replicates_of(areas, Resampling(clusters, seed=seed), 0, n_replicates)[:, 0]
+    df = fewer_rows(label[seen], row) - 1
     low, high = interval_of(value, replicates, df=df, level=level, interval=interval)
     return Estimate(value, low, high, int((~np.isnan(replicates)).sum()), replicates)
-
-
-def youden_threshold(score, label):
-    """Return the score at which sensitivity + specificity is largest, the higher one of equals; NaN with one class."""
-    order = np.argsort(-score, kind="stable")
-    score, positive = score[order], label[order] == 1
-    if not positive.any() or positive.all():
-        return float("nan")
-    gain = np.cumsum(positive) / positive.sum() - np.cumsum(~positive) / (~positive).sum()
-    ends = np.append(score[1:] != score[:-1], True)
-    return float(score[np.argmax(np.where(ends, gain, -np.inf))])
-
-
-def _row(units, validation, target, level, config, bootstrap):
-    """Return one row of the table; every rank computes its share of the replicates and returns the same row."""
-    rows = one_target(units, target, level)
-    val_rows = one_target(validation, target, level)
-    score, label = units.logit[rows, target], units.label[rows, target]
-    threshold = youden_threshold(validation.logit[val_rows, target], validation.label[val_rows, target])
-    cluster = clusters_of(units, rows, config.unit)
-    ranking = Ranking(score, label, cluster, threshold)
-    values, replicates = ranking.measure(), bootstrap.replicates(ranking.replicates)
-    patient = units.patient[rows]
-    row: dict[str, float] = {
-        "n": len(rows), "n_positive": int(label.sum()), "n_patients": len(np.unique(patient)),
-        "n_patients_positive": len(np.unique(patient[label == 1])),
-    }  # fmt: skip
-    df = fewer_clusters(label, cluster) - 1
-    for number, metric in enumerate(METRICS):
-        row |= bootstrap.columns(metric, values[number], replicates[:, number], df=df)
-    row["threshold"] = float(1 / (1 + np.exp(-threshold)))
-    row["n_replicates"] = int((~np.isnan(replicates[:, 0])).sum())
-    return row
 
 
 def check_evaluation(config, card):
@@ -152,36 +140,150 @@ def check_evaluation(config, card):
     check_classes(config.f1_classes, card["targets"])
 
 
-def _tables(index, scores, config, bootstrap, progress):
-    """Return the rows of each table."""
-    card = scores.card
-    head, targets = card["head"], card["targets"]
-    f1_classes = check_classes(config.f1_classes, targets)
-    truth_DC = truth_of(index, card, ["test"])
-    tables: dict[str, list] = {name: [] for name in ("rows", *OTHER_TABLES)}
+class Evaluation:
+    """What an evaluation is made of: units of every horizon and level, people, thresholds.
+
+    Parameters
+    ----------
+    index : anyecg.loaders.index.Index
+    scores : anyecg.train.predict.Scores
+    config : EvaluateConfig
+    cohort : anyecg.loaders.cohort.Cohort
+        That the shards were made of.
+    seed : int
+    """
+
+    def __init__(self, index, scores, config, cohort, *, seed):
+        self.index, self.scores, self.config, self.seed = index, scores, config, seed
+        self.targets, self.head = scores.card["targets"], scores.card["head"]
+        self.clusters = Clusters(index, config.unit, seed=seed)
+        self.people = people_of(index, cohort)
+        self._truth = {split: truth_of(index, scores.card, [split]) for split in ("test", "val")}
+        self._internal = _thresholds(config.internal)
+        # Two splits of a horizon and level at a time: at full size they take 0.3 GB.
+        self.units = lru_cache(maxsize=2)(self._units)
+
+    def _units(self, split, horizon_min, level):
+        return units_of(self.index, self.scores, split, horizon_min, level, self._truth[split])
+
+    def threshold(self, target, horizon_min, level):
+        """Return the threshold (a logit) of the validation split, or of the internal results."""
+        if self.config.internal:
+            return self._internal.get((self.targets[target], horizon_min, level), float("nan"))
+        one = one_target(self.units("val", horizon_min, level), target, level)
+        return threshold_of(one.logit, one.label, self.config.threshold, self.config.sensitivity)
+
+    def counts(self, units, one):
+        """Return the counts of the tables."""
+        patient = self.clusters.patients(units, one.rows)
+        positive = one.label == 1
+        return {
+            "n": len(one.rows), "n_positive": int(positive.sum()), "n_patients": n_distinct(patient),
+            "n_patients_positive": n_distinct(patient[positive]), "n_patients_negative": n_distinct(patient[~positive]),
+        }  # fmt: skip
+
+    def main(self):
+        """Return the horizon and level of the tables that show one: the first horizon; draws where they count."""
+        levels = self.config.levels
+        return self.config.horizons_min[0], "draw" if "draw" in levels else levels[0]
+
+
+def _thresholds(path):
+    """Return the thresholds (logits) of other results by target, horizon and level."""
+    with np.errstate(divide="ignore"):
+        return {
+            (row["target"], row["horizon_min"], row["level"]): float(np.log(p) - np.log1p(-p))
+            for row in (read_results(path) if path else [])
+            if (p := row["threshold"]) == p
+        }
+
+
+def _row(evaluation, target, horizon_min, level):
+    """Measure one row of the table."""
+    config = evaluation.config
+    units = evaluation.units("test", horizon_min, level)
+    one = one_target(units, target, level)
+    threshold = evaluation.threshold(target, horizon_min, level)
+    row, resampling = evaluation.clusters.of(units, one.rows)
+    binary = Binary(one.logit, one.label, row, len(resampling.clusters), threshold, kernel=config.kernel)
+    ranking = binary.ranking
+    facts = {
+        **evaluation.counts(units, one), "threshold": float(1 / (1 + np.exp(-threshold))),
+        "n_unscored": one.n_unscored, "df": fewer_rows(ranking.label, ranking.row) - 1,
+        "auroc_se_delong": delong_se(ranking.score, ranking.label),
+        "auroc_se_clustered": clustered_se(ranking.score, ranking.label, ranking.row),
+        "bins": [of_bins.tolist() for of_bins in binary.bins()], "binned": binary.errors(),
+    }  # fmt: skip
+    return Measured(facts, binary.measure(), lambda first, last: replicates_of(binary, resampling, first, last))
+
+
+def _subgroup(evaluation, target, attribute, name):
+    """Measure the AUROC of one target within a group of visits."""
+    horizon_min, level = evaluation.main()
+    units = evaluation.units("test", horizon_min, level)
+    inside = evaluation.people.groups(attribute)[name]
+    one = one_target(units, target, level).only(inside[units.visit])
+    row, resampling = evaluation.clusters.of(units, one.rows)
+    areas = Areas(one.logit, one.label, row, with_auprc=False)
+    facts = {**evaluation.counts(units, one), "df": fewer_rows(one.label, row) - 1}
+    return Measured(
+        facts, areas.measure()[:1], lambda first, last: replicates_of(areas, resampling, first, last)[:, :1]
+    )
+
+
+def _costs(evaluation):
+    """Return how many units each (horizon, level, target) has, nearly, and what reading them costs."""
+    index, costs = evaluation.index, {}
+    label_DC = evaluation._truth["test"]
+    for horizon_min in evaluation.config.horizons_min:
+        draw = np.asarray(index.tables["pair_draw"])[index.pairs_of("test", horizon_min)]
+        n_D = np.bincount(draw, minlength=len(label_DC))
+        draws = np.flatnonzero(n_D)
+        measured_DC = is_measured(label_DC[draws]).astype(np.float32)
+        n_windows_C, n_draws_C = n_D[draws].astype(np.float32) @ measured_DC, measured_DC.sum(0)
+        for level in evaluation.config.levels:
+            n_C = n_windows_C if level == "window" else n_draws_C
+            for target in range(len(evaluation.targets)):
+                costs[horizon_min, level, target] = int(n_C[target]), len(draw)
+    return costs
+
+
+def tasks_of(evaluation):
+    """Return all tasks of an evaluation, neighbours reading the same units."""
+    config, costs = evaluation.config, _costs(evaluation)
+    targets = range(len(evaluation.targets))
+    tasks = []
     for horizon_min in config.horizons_min:
         for level in config.levels:
-            where = {"horizon_min": horizon_min, "level": level}
-            units = units_of(index, scores, "test", horizon_min, level, truth_DC)
-            if head == "exclusive":
-                decided = decision_rows(
-                    units, targets, level, unit=config.unit, f1_classes=f1_classes, bootstrap=bootstrap
-                )  # fmt: skip
-                tables["decisions"] += [{"target": row.pop("target"), **where, **row} for row in decided]
-            if head != "regression":
-                validation = units_of(index, scores, "val", horizon_min, level, truth_DC)
-            for number, target in enumerate(targets):
-                if head == "regression":
-                    row = regression_row(units, number, level, unit=config.unit, bootstrap=bootstrap)
-                else:
-                    row = _row(units, validation, number, level, config, bootstrap)
-                tables["regression" if head == "regression" else "rows"].append({"target": target, **where, **row})
-                progress.advance(1)
-    return tables
+            where = horizon_min, level
+            if evaluation.head == "exclusive":
+                tasks.append(decision_task(evaluation, *where))
+            make = regression_task if evaluation.head == "regression" else _row_task
+            tasks += [make(evaluation, target, *where, *costs[*where, target]) for target in targets]
+    if evaluation.head != "regression":
+        horizon_min, level = evaluation.main()
+        for attribute in config.subgroups:
+            for name in evaluation.people.groups(attribute):
+                tasks += [
+                    _subgroup_task(evaluation, target, attribute, name, *costs[horizon_min, level, target])
+                    for target in targets
+                ]
+    return tasks
 
 
-def evaluate(folder, index, scores, config, *, seed, comm, stage_hash):
-    """Write ``results.csv`` and ``results.json``; for exclusive labels ``decisions.csv``; ``regression.csv``.
+def _row_task(evaluation, target, horizon_min, level, n_units, n_read):
+    key = ("rows", evaluation.targets[target], horizon_min, level)
+    return Task(key, n_units, n_read, lambda: _row(evaluation, target, horizon_min, level))
+
+
+def _subgroup_task(evaluation, target, attribute, name, n_units, n_read):
+    horizon_min, level = evaluation.main()
+    key = ("subgroups", evaluation.targets[target], horizon_min, level, attribute, name)
+    return Task(key, n_units // 3, n_read, lambda: _subgroup(evaluation, target, attribute, name))
+
+
+def evaluate(folder, index, scores, config, cohort, *, seed, comm, stage_hash):
+    """Write ``results.csv``, ``results.json`` and the other tables (docs/evaluate.md).
 
     Parameters
     ----------
@@ -189,58 +291,31 @@ def evaluate(folder, index, scores, config, *, seed, comm, stage_hash):
     index : anyecg.loaders.index.Index
     scores : anyecg.train.predict.Scores
     config : EvaluateConfig
+    cohort : anyecg.loaders.cohort.Cohort
     comm : MPI communicator
         Every rank calls this; the tables are the same on any number of ranks.
 
     Returns
     -------
-    dict of list of dict
-        The rows of each table: "rows", "decisions", "regression".
+    dict of list of dict, on rank 0
+        The rows of each table: "rows" and ``OTHER_TABLES``.
 
     Raises
     ------
     ConfigError, ModelError
-        A level or class that the model does not have; components that the shards do not have.
+        A level or class that the model does not have; components that the shards do not have; scores of other windows.
     """
     check_evaluation(config, scores.card)
-    bootstrap = Bootstrap(config.n_replicates, seed, config.confidence, config.interval, comm)
-    n_all = len(config.horizons_min) * len(config.levels) * len(scores.card["targets"])
-    with Progress("evaluate", n_all, " targets", shown=comm.rank == 0) as progress:
-        tables = _tables(index, scores, config, bootstrap, progress)
+    evaluation = Evaluation(index, scores, config, cohort, seed=seed)
+    tasks = tasks_of(evaluation)
+    store = Path(folder) / "checkpoint" / f"evaluate-{digest([stage_hash, code_version(), [t.key for t in tasks]])}"
+    done, forget = run_tasks(tasks, store, n_replicates=config.n_replicates, comm=comm)
+    tables = None
     if comm.rank == 0:
-        folder = Path(folder)
-        write_table(folder / "results.csv", tables["rows"], COLUMNS)
-        remove(*(folder / f"{name}.csv" for name in OTHER_TABLES if not tables[name]))
-        for name in OTHER_TABLES:
-            if tables[name]:
-                write_table(folder / f"{name}.csv", tables[name])
-        document = {"stage_hash": stage_hash, "index_hash": index.hash, "head": scores.card["head"]}
-        document |= {name: [without_nan(row) for row in rows] for name, rows in tables.items()}
-        write_document(folder / "results.json", "anyecg-results", document)
+        tables = Tables(config, scores.card, cohort.reference).of(done)
+        write_results(
+            folder, tables, {"stage_hash": stage_hash, "index_hash": index.hash, "head": scores.card["head"]}
+        )  # fmt: skip
+        forget()
     comm.barrier()
     return tables
-
-
-def write_table(path, rows, columns=None):
-    """Write rows as a CSV, missing numbers as empty cells."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-
-
-def _cell(value):
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.6f}"
-    return value
-
-
-def without_nan(row):
-    """Return a row as strict JSON has it, missing numbers as None."""
-    return {key: None if value != value else value for key, value in row.items()}
-
-
-def read_results(path, table="rows"):
-    """Read the rows of a table of ``results.json``, missing numbers as NaN."""
-    rows = json.loads(Path(path).read_text(encoding="utf-8")).get(table, [])
-    return [{key: float("nan") if value is None else value for key, value in row.items()} for row in rows]

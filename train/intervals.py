@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
@@ -18,6 +18,9 @@ class Scale(NamedTuple):
     slope: Callable
     back: Callable
 
+
+# Share of the replicates that must have a value.
+LEAST_VALID = 0.5
 
 SCALES = {
     # AUROC, F1 and other shares
@@ -55,22 +58,36 @@ def interval_of(value, replicates, *, df, level, interval, scale="logit"):
     "logit-t": on the metric's scale f, f(value) +- t * SD(replicates) * f'(value), the delta method; for AUROC and
     other shares f is the logit. None for a value at the end of its range, with less than one degree of freedom, or
     where no replicate differs from another (a difference of 0 in all of them is one, though).
-    "percentile": quantiles of the replicates.
+    "percentile": quantiles of the replicates. None at all where fewer than half of the replicates have a value.
     """
-    valid = replicates[~np.isnan(replicates)]
-    if np.isnan(value) or len(valid) < 2:
+    if no_interval(value, replicates, df=df, interval=interval, scale=scale):
         return float("nan"), float("nan")
+    valid = replicates[~np.isnan(replicates)]
     if interval == "percentile":
         low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
     on = SCALES[scale]
-    if not on.low < value < on.high or df < 1:
-        return float("nan"), float("nan")
-    spread = valid.std(ddof=1)
-    if spread == 0 and scale != "plain":
-        return float("nan"), float("nan")
-    half = t.ppf((1 + level) / 2, df) * spread * on.slope(value)
+    half = t.ppf((1 + level) / 2, df) * valid.std(ddof=1) * on.slope(value)
     return float(on.back(on.forth(value) - half)), float(on.back(on.forth(value) + half))
+
+
+def no_interval(value, replicates, *, df, interval, scale="logit"):
+    """Say why a metric has no interval; empty where it has one. Parameters as for ``interval_of``."""
+    valid = replicates[~np.isnan(replicates)]
+    if np.isnan(value):
+        return "no value"
+    if len(valid) < max(2, LEAST_VALID * len(replicates)):
+        return f"only {len(valid)} of {len(replicates)} replicates have a value"
+    if interval == "percentile":
+        return ""
+    on = SCALES[scale]
+    if not on.low < value < on.high:
+        return f"the value {value:g} is the end of its range"
+    if df < 1:
+        return "fewer than two clusters of a class"
+    if valid.std(ddof=1) == 0 and scale != "plain":
+        return "no replicate differs from another"
+    return ""
 
 
 def mean_of(values, replicates_RC, df_C, *, within=False):
@@ -101,28 +118,11 @@ def mean_of(values, replicates_RC, df_C, *, within=False):
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """How replicates are made, and intervals from them.
+class Intervals:
+    """How intervals are made from replicates."""
 
-    Attributes
-    ----------
-    comm : MPI communicator or None
-        Its ranks share the replicates; all get all of them.
-    """
-
-    n_replicates: int
-    seed: int
     level: float
     interval: str
-    comm: Any = None
-
-    def replicates(self, measure):
-        """Return ``measure(first, last, seed=...)`` for all replicates, each worked out by one rank."""
-        if self.comm is None:
-            return measure(0, self.n_replicates, seed=self.seed)
-        n, rank, size = self.n_replicates, self.comm.rank, self.comm.size
-        mine = measure(rank * n // size, (rank + 1) * n // size, seed=self.seed)
-        return np.concatenate(self.comm.allgather(mine))
 
     def columns(self, name, value, replicates, *, df, scale="logit"):
         """Return a metric and its interval as the columns NAME, NAME_low and NAME_high."""

@@ -1,7 +1,7 @@
 """Scores of shards: one logit vector for each distinct window of a split."""
 
 import json
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from anyecg.loaders.ranks import share_error
 from anyecg.loaders.settings import Section
 from anyecg.train.batches import WindowBatches
 from anyecg.train.model import check_target_table, open_model
+from anyecg.train.shared import Node
 
 BATCH = 256
+_CHUNK = 16_384
 
 
 class PredictConfig(Section):
@@ -40,7 +42,7 @@ class Scores:
     card : dict
         Of the model.
     windows : dict of split -> (rows int64 (n,), output float32 (n, targets))
-        Global rows, ascending.
+        Global rows, ascending. The outputs of one target lie side by side.
     draws : dict of (split, horizon in minutes) -> (rows int64 (n,), output float32 (n, targets))
         Of the head that joins windows; empty where a draw's output is the mean over its windows.
     """
@@ -212,7 +214,7 @@ def _write_scores(path, found, index, card, stage_hash):
             split, what = name.split("/")
             where, row_name = (split, "window") if what == "windows" else (name, "draw")
             for key, values in ((row_name, rows.astype(np.int64)), ("logit", outputs)):
-                chunk = (min(16_384, max(1, len(values))), *values.shape[1:])
+                chunk = (min(_CHUNK, max(1, len(values))), *values.shape[1:])
                 file.create_dataset(
                     f"{where}/{key}", data=values, maxshape=(None, *values.shape[1:]), chunks=chunk, fletcher32=True
                 )  # fmt: skip
@@ -229,20 +231,42 @@ def index_of(path):
     return _attributes(Path(path))["index_hash"]
 
 
-def _attributes(path):
-    if not path.exists():
-        raise ModelError(f"{path}: no scores; run 'anyecg predict' with the same config first")
+@contextmanager
+def _readable(path):
+    """Say in one line what is wrong with scores that cannot be read."""
     try:
-        with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-        check_format(path, "anyecg-scores", attributes.get("format"), int(attributes.get("version", -1)), ModelError)
-        return {name: attributes[name] for name in ("index_hash", "weights_sha256", "card")}
+        yield
     except (OSError, KeyError, ValueError, RuntimeError) as cause:
         raise ModelError(f"{path}: damaged ({cause}); run 'anyecg predict' again") from None
 
 
-def read_scores(path, index, weights_sha256=None):
+def _attributes(path):
+    if not path.exists():
+        raise ModelError(f"{path}: no scores; run 'anyecg predict' with the same config first")
+    with _readable(path):
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+        check_format(path, "anyecg-scores", attributes.get("format"), int(attributes.get("version", -1)), ModelError)
+        return {name: attributes[name] for name in ("index_hash", "weights_sha256", "card")}
+
+
+def check_scores(path, index, weights_sha256=None):
+    """Refuse what ``read_scores`` would refuse at first sight; return the attributes."""
+    attributes = _attributes(Path(path))
+    if attributes["index_hash"] != index.hash:
+        raise ModelError(f"{path}: made from other shards than those in {index.folder}; run 'anyecg predict'")
+    if weights_sha256 is not None and attributes["weights_sha256"] != weights_sha256:
+        raise ModelError(f"{path}: made by another model; run 'anyecg predict'")
+    return attributes
+
+
+def read_scores(path, index, weights_sha256=None, *, node=None):
     """Read ``scores.h5``; with ``weights_sha256`` only those of that model.
+
+    Parameters
+    ----------
+    node : anyecg.train.shared.Node, optional
+        The ranks of a node then hold one copy.
 
     Returns
     -------
@@ -253,23 +277,33 @@ def read_scores(path, index, weights_sha256=None):
     ModelError
         Missing, damaged, or made from other shards or by another model.
     """
-    path = Path(path)
-    attributes = _attributes(path)
-    if attributes["index_hash"] != index.hash:
-        raise ModelError(f"{path}: made from other shards than those in {index.folder}; run 'anyecg predict'")
-    if weights_sha256 is not None and attributes["weights_sha256"] != weights_sha256:
-        raise ModelError(f"{path}: made by another model; run 'anyecg predict'")
-    try:
-        with h5py.File(path, "r") as file:
-            return Scores(
-                card=json.loads(attributes["card"]),
-                windows={split: (file[split]["window"][...], file[split]["logit"][...]) for split in file},
-                draws={
-                    (split, horizon_min): (group["draw"][...], group["logit"][...])
-                    for split in file
-                    for horizon_min in HORIZON_BIT
-                    if (group := file[split].get(f"draw_{horizon_min}")) is not None
-                },
-            )
-    except (OSError, KeyError, ValueError, RuntimeError) as cause:
-        raise ModelError(f"{path}: damaged ({cause}); run 'anyecg predict' again") from None
+    path, node = Path(path), node or Node()
+    attributes = check_scores(path, index, weights_sha256)
+    with _readable(path), h5py.File(path, "r") as file:
+        return Scores(
+            card=json.loads(attributes["card"]),
+            windows={split: _shared(file[split], "window", node) for split in file},
+            draws={
+                (split, horizon_min): _shared(group, "draw", node)
+                for split in file
+                for horizon_min in HORIZON_BIT
+                if (group := file[split].get(f"draw_{horizon_min}")) is not None
+            },
+        )
+
+
+def _shared(group, name, node):
+    """Return the rows and outputs of a group, one copy a node, the outputs of each target side by side."""
+    path, logit = group.file.filename, group["logit"]
+
+    def fill_rows(rows):
+        with _readable(path):
+            rows[...] = group[name][...]
+
+    def turn(output_CW):
+        with _readable(path):
+            for start in range(0, len(logit), _CHUNK):
+                output_CW[:, start : start + _CHUNK] = logit[start : start + _CHUNK].T
+
+    rows = node.filled(group[name].shape, np.int64, fill_rows)
+    return rows, node.filled(logit.shape[::-1], np.float32, turn).T

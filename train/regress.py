@@ -3,20 +3,38 @@
 import numpy as np
 
 from anyecg.kernels.regression import METRICS, Agreement
-from anyecg.train.units import clusters_of, one_target
+from anyecg.train.units import clusters_of, n_distinct, one_target
+from anyecg.train.work import Measured, Task
 
 SCALE = {"mae": "log", "r2": "log-rest", "spearman": "atanh"}
 
 
-def regression_row(units, number, level, *, unit, bootstrap):
+def regression_task(evaluation, target, horizon_min, level, n_units, n_read):
+    """Return the task of one component."""
+
+    def build():
+        units = evaluation.units("test", horizon_min, level)
+        one = one_target(units, target, level)
+        agreement = Agreement(one.label, one.logit, clusters_of(units, one.rows, evaluation.config.unit))
+        facts = {
+            "n": len(one.rows), "n_patients": n_distinct(evaluation.clusters.patients(units, one.rows)),
+            "n_unscored": one.n_unscored, "df": len(agreement.clusters) - 1,
+        }  # fmt: skip
+        return Measured(
+            facts, agreement.measure(), lambda first, last: agreement.replicates(first, last, seed=evaluation.seed)
+        )
+
+    # Three sorted passes a replicate, one at a time.
+    return Task(("regression", evaluation.targets[target], horizon_min, level), 100 * n_units, n_read, build)
+
+
+def regression_row(done, intervals):
     """Return the counts and metrics of one component, as columns."""
-    rows = one_target(units, number, level)
-    cluster = clusters_of(units, rows, unit)
-    agreement = Agreement(units.label[rows, number], units.logit[rows, number], cluster)
-    values, replicates = agreement.measure(), bootstrap.replicates(agreement.replicates)
-    row: dict = {"n": len(rows), "n_patients": len(np.unique(units.patient[rows]))}
+    facts = done.facts
+    row: dict = {"n": facts["n"], "n_patients": facts["n_patients"]}
     for place, metric in enumerate(METRICS):
-        row |= bootstrap.columns(
-            metric, values[place], replicates[:, place], df=len(agreement.clusters) - 1, scale=SCALE[metric]
+        row |= intervals.columns(
+            metric, done.value[place], done.replicates[:, place], df=facts["df"], scale=SCALE[metric]
         )  # fmt: skip
-    return {**row, "n_replicates": int((~np.isnan(replicates[:, -1])).sum())}
+    n_replicates = int((~np.isnan(done.replicates[:, -1])).sum())
+    return {**row, "n_unscored": facts["n_unscored"], "n_replicates": n_replicates}

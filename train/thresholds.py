@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from anyecg.kernels.sort import falling_order
+
 RULES = ("youden", "sensitivity", "f1")
 
 
@@ -57,14 +59,14 @@ def _called(score, label):
 
     Returns
     -------
-    (float64 array, int64 array, int64 array)
+    (float array, int64 array, int64 array)
     """
-    score, label = np.asarray(score, np.float64), np.asarray(label)
+    score, label = np.asarray(score), np.asarray(label)
     if score.ndim != 1 or score.shape != label.shape:
         raise ValueError(f"shapes {score.shape} and {label.shape}; wanted twice (n,)")
     if not np.isfinite(score).all() or not ((label == 0) | (label == 1)).all():
         raise ValueError("scores must be finite and labels 0 or 1; leave the other units out first")
-    order = np.argsort(-score)
+    order = falling_order(score)
     score, positive = score[order], label[order] == 1
     last = np.flatnonzero(np.append(score[1:] != score[:-1], True)) if score.size else np.empty(0, np.int64)
     tp = np.cumsum(positive)[last]

@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score
 
-from anyecg.kernels.auroc import poisson_weights
 from anyecg.kernels.regression import METRICS, Agreement
+from anyecg.kernels.weights import poisson_weights
 
 
 def estimated(n=300, n_clusters=70, seed=1):

@@ -1,9 +1,13 @@
 """Published models with random weights, and what they make of shards, for tests of what comes after training."""
 
 import json
+from pathlib import Path
 
+import numpy as np
+import polars as pl
 from mpi4py import MPI
 
+from anyecg.loaders.cohort import RECORD_SCHEMA, Cohort
 from anyecg.loaders.stream_config import StreamConfig
 from anyecg.train.model import build_model, publish
 from anyecg.train.predict import predict_shards, read_scores
@@ -27,6 +31,26 @@ def publish_made(folder, index, *, seed=5, **card):
     )  # fmt: skip
     publish(folder, network, card)
     return folder
+
+
+def cohort_of(index, seed=3):
+    """Return a cohort that the shards of an index could have been made of: people, and nothing else."""
+    tables, rng = index.tables, np.random.default_rng(seed)
+    n = len(tables["visit_visit"])
+    visits = pl.DataFrame(
+        {
+            "visit": np.array(tables["visit_visit"]), "patient": np.array(tables["visit_patient"]),
+            "split": np.array(tables["visit_split"]), "age": rng.integers(18, 91, n).astype(float),
+            "sex": rng.integers(-1, 2, n).astype(np.int8),
+        }
+    ).sample(fraction=1, shuffle=True, seed=seed)  # fmt: skip
+    record = {"visit_row": [0], "path": ["r"], "fs": [500.0], "start": [0], "n_samples": [1], "digest": [""]}
+    return Cohort(
+        targets=index.targets, visits=visits, records=pl.DataFrame(record, schema=RECORD_SCHEMA),
+        draws=pl.DataFrame({"visit_row": [0]}), flow=[("visits kept", n)], root=Path("/"),
+        quarantine=pl.DataFrame(schema={"record": pl.String, "reason": pl.String}),
+        side=pl.DataFrame({"Race": rng.choice(["Asian", "Black", "White", ""], n)}),
+    )  # fmt: skip
 
 
 def predict_made(folder, index, **card):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from anyecg.kernels.auroc import poisson_weights
+from anyecg.kernels.weights import poisson_weights
 from anyecg.loaders.errors import ConfigError
 from anyecg.train.decide import Decisions, check_classes, decided, decision_rows
 from anyecg.train.intervals import Bootstrap

@@ -9,20 +9,22 @@ from scipy.special import expit, softmax
 from scipy.stats import spearmanr, t
 from sklearn.metrics import f1_score, mean_absolute_error, r2_score, roc_auc_score
 
+from anyecg.loaders.cohort import write_cohort
 from anyecg.loaders.errors import ConfigError, ModelError
 from anyecg.loaders.index import write_index
 from anyecg.loaders.shard_file import describe_shard
 from anyecg.loaders.stream import open_index
 from anyecg.loaders.values import draw_values
-from anyecg.train.evaluate import EvaluateConfig, bootstrap_auroc, evaluate, read_results, youden_threshold
+from anyecg.train.evaluate import EvaluateConfig, bootstrap_auroc, evaluate
 from anyecg.train.heads import ranked_of, scores_of
 from anyecg.train.intervals import interval_of
 from anyecg.train.predict import read_scores
+from anyecg.train.results import read_results
 from anyecg.train.units import one_target, truth_of, units_of
 
 from ..conftest import anyecg, on_ranks
 from ..loaders.tiny import write_tiny_shard
-from .made import card_of, predict_made, publish_made
+from .made import card_of, cohort_of, predict_made, publish_made
 
 HEAD = ("target", "horizon_min", "level", "n", "n_positive", "n_patients", "n_patients_positive")
 
@@ -93,14 +95,6 @@ def test_coverage_of_the_default_interval_is_near_its_level():
     assert 180 <= inside <= 200
 
 
-def test_youden_takes_the_best_threshold_of_all():
-    score, label, _ = scored()
-    score, label = np.round(score[label >= 0], 1), label[label >= 0]
-    gains = {s: (score[label == 1] >= s).mean() + (score[label == 0] < s).mean() for s in set(score)}
-    assert gains[youden_threshold(score, label)] == pytest.approx(max(gains.values()))
-    assert np.isnan(youden_threshold(np.ones(3), np.ones(3)))
-
-
 def test_levels_agree_with_a_slow_count(small_run, small_index):
     scores = read_scores(small_run / "scores.h5", small_index)
     tables = small_index.tables
@@ -112,7 +106,7 @@ def test_levels_agree_with_a_slow_count(small_run, small_index):
     assert units.draw.tolist() == sorted(draws)
     np.testing.assert_allclose(units.logit, [np.mean(draws[draw], axis=0) for draw in sorted(draws)], atol=1e-5)
     for target in range(3):
-        kept = one_target(units, target, "draw")
+        kept = one_target(units, target, "draw").rows
         assert units.draw[kept].tolist() == [d for d in sorted(draws) if tables["draw_labels"][d, target] >= 0]
 
 
@@ -161,7 +155,7 @@ def exclusive(small_index, tmp_path_factory):
 def evaluated(folder, index, scores, **config):
     folder.mkdir(exist_ok=True)
     config = EvaluateConfig(n_replicates=50, **config)
-    return evaluate(folder, index, scores, config, seed=1, comm=MPI.COMM_SELF, stage_hash="0")
+    return evaluate(folder, index, scores, config, cohort_of(index), seed=1, comm=MPI.COMM_SELF, stage_hash="0")
 
 
 def csv_rows(path):
@@ -188,7 +182,7 @@ def test_the_level_draw_head_has_the_joining_heads_own_outputs(small_index, excl
     mean = units_of(small_index, exclusive, "test", 30, "draw")
     np.testing.assert_array_equal(mean.draw, draws)
     assert np.abs(mean.logit - units.logit).max() > 1e-3
-    assert one_target(units, 0, "draw-head").tolist() == one_target(mean, 0, "draw").tolist()
+    assert one_target(units, 0, "draw-head").rows.tolist() == one_target(mean, 0, "draw").rows.tolist()
 
 
 def test_draw_head_of_a_model_that_joins_no_windows_is_refused_in_one_line(small_run, small_index, tmp_path):
@@ -217,8 +211,8 @@ def test_exclusive_labels_get_one_versus_rest_rows_and_decisions(small_index, ex
         np.testing.assert_allclose([row["f1"] for row in found], [*wanted, np.mean(wanted[:2])], atol=1e-12)
     units = units_of(small_index, exclusive, "test", 60, "draw")
     for number, row in enumerate(tables["rows"][3:6]):
-        rows = one_target(units, number, "draw")
-        label, score = units.label[rows, number], expit(units.logit[rows, number])
+        one = one_target(units, number, "draw")
+        label, score = one.label, expit(one.logit)
         assert row["auroc"] == pytest.approx(roc_auc_score(label, score))
     assert {tuple(row)[:5] for row in csv_rows(tmp_path / "decisions.csv")} == {
         ("target", "horizon_min", "level", "n", "n_positive")
@@ -274,6 +268,7 @@ def valued(tmp_path_factory):
     write_index(run / "shards", described, {"stage_hash": "3", "cohort_hash": "4", "counts": counts})
     (run / "config.toml").write_text("[evaluate]\nlevels = ['window', 'draw', 'visit']\nn_replicates = 100\n")
     index = open_index(run / "shards")
+    write_cohort(run / "cohort", cohort_of(index), "2")
     return run, index, predict_made(run, index, head="regression", value_mean=[0.5], value_sd=[0.3])
 
 
@@ -286,7 +281,7 @@ def test_values_that_were_not_measured_do_not_count(valued, tmp_path):
     assert [row["level"] for row in tables["regression"]] == ["window", "draw", "visit"]
     for row in tables["regression"]:
         units = units_of(index, scores, "test", 60, row["level"])
-        rows = one_target(units, 0, row["level"])
+        rows = one_target(units, 0, row["level"]).rows
         assert not np.isnan(values[units.draw[rows]]).any()
         true, found = values[units.draw[rows]].astype(float), units.logit[rows, 0]
         assert (row["target"], row["n"]) == ("c", len(rows))
