@@ -77,25 +77,29 @@ class Decisions:
         return np.concatenate(blocks)
 
 
+def measure_decisions(units, level, n_classes, *, unit, seed):
+    """Return what is measured of the decisions of some units: of every class, and of all of them pooled."""
+    rows, called, true = decided(units, level)
+    cluster = clusters_of(units, rows, unit)
+    decisions = Decisions(called, true, cluster, n_classes)
+    facts = {
+        "n": len(rows), "n_of": np.bincount(true, minlength=n_classes).tolist(),
+        "df": [fewer_clusters((true == number).astype(int), cluster) - 1 for number in range(n_classes)],
+        "df_all": len(decisions.clusters) - 1,
+    }  # fmt: skip
+    return Measured(
+        facts, decisions.measure()[0], lambda first, last: decisions.replicates(first, last, seed=seed)
+    )  # fmt: skip
+
+
 def decision_task(evaluation, horizon_min, level):
-    """Return the task of one horizon and level: every class, and all of them pooled."""
+    """Return the task of one horizon and level."""
+    n_draws, n_classes = len(evaluation.index.tables["draw_visit"]), len(evaluation.targets)
 
     def build():
-        units, n_classes = evaluation.units("test", horizon_min, level), len(evaluation.targets)
-        rows, called, true = decided(units, level)
-        cluster = clusters_of(units, rows, evaluation.config.unit)
-        decisions = Decisions(called, true, cluster, n_classes)
-        facts = {
-            "n": len(rows), "n_of": np.bincount(true, minlength=n_classes).tolist(),
-            "df": [fewer_clusters((true == number).astype(int), cluster) - 1 for number in range(n_classes)],
-            "df_all": len(decisions.clusters) - 1,
-        }  # fmt: skip
-        return Measured(
-            facts, decisions.measure()[0],
-            lambda first, last: decisions.replicates(first, last, seed=evaluation.seed),
-        )  # fmt: skip
+        units, unit = evaluation.units("test", horizon_min, level), evaluation.config.unit
+        return measure_decisions(units, level, n_classes, unit=unit, seed=evaluation.seed)
 
-    n_draws = len(evaluation.index.tables["draw_visit"])
     return Task(("decisions", horizon_min, level), n_draws, n_draws, build)
 
 

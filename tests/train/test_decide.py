@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from anyecg.kernels.weights import poisson_weights
 from anyecg.loaders.errors import ConfigError
-from anyecg.train.decide import Decisions, check_classes, decided, decision_rows
-from anyecg.train.intervals import Bootstrap
+from anyecg.train.decide import Decisions, check_classes, decided, decision_rows, measure_decisions
+from anyecg.train.intervals import Intervals
 from anyecg.train.units import Units
+from anyecg.train.work import Done
 
 CLASSES = ["N", "A", "O", "~"]
 
@@ -23,9 +26,16 @@ def exclusive_units(n=240, seed=1):
     label[11, (true[11] + 1) % 4] = -1
     rows = np.arange(n)
     return Units(
-        logit=logit, label=label, draw=rows, window=np.full(n, -1), visit=rows // 2,
+        output_CU=logit.T, label_DC=label, draw=rows, window=np.full(n, -1), visit=rows // 2,
         patient=(rows // 3).astype(np.uint64), time=-rows,
     )  # fmt: skip
+
+
+def table_of(units, n_replicates):
+    """Return the rows for some units, the first three classes in the mean."""
+    measured = measure_decisions(units, "draw", len(CLASSES), unit="patient", seed=5)
+    done = Done(("decisions",), measured.facts, measured.value, measured.replicates(0, n_replicates))
+    return decision_rows(done, CLASSES, [0, 1, 2], Intervals(0.95, "logit-t"))
 
 
 def by_sklearn(true, called):
@@ -76,8 +86,7 @@ def test_a_class_that_no_unit_has_is_nan():
 def test_the_table_has_a_row_a_class_then_all_then_the_mean_of_the_chosen():
     units = exclusive_units()
     rows, called, true = decided(units, "draw")
-    bootstrap = Bootstrap(300, 5, 0.95, "logit-t")
-    table = decision_rows(units, CLASSES, "draw", unit="patient", f1_classes=[0, 1, 2], bootstrap=bootstrap)
+    table = table_of(units, 300)
     assert [row["target"] for row in table] == [*CLASSES, "all", "mean"]
     values = by_sklearn(true, called)
     np.testing.assert_allclose([[row["f1"], row["sensitivity"]] for row in table[:5]], values)
@@ -93,10 +102,7 @@ def test_the_table_has_a_row_a_class_then_all_then_the_mean_of_the_chosen():
 
 def test_no_unit_at_all_has_no_number():
     units = exclusive_units()
-    none = Units(**{**vars(units), "label": np.zeros_like(units.label)})
-    table = decision_rows(
-        none, CLASSES, "draw", unit="patient", f1_classes=[0, 1, 2], bootstrap=Bootstrap(10, 5, 0.95, "logit-t")
-    )  # fmt: skip
+    table = table_of(replace(units, label_DC=np.zeros_like(units.label)), 10)
     assert [row["n"] for row in table] == [0] * 6
     assert np.isnan([row["f1"] for row in table]).all()
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from anyecg.train.intervals import SCALES, Bootstrap, interval_of, mean_of
+from anyecg.train.intervals import SCALES, Intervals, interval_of, mean_of, no_interval
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,25 @@ def test_there_is_no_interval_where_replicates_say_nothing_of_the_error():
     assert mean_of([1.0, 0.5], replicates_RC, [5, 5])[2] == pytest.approx(5)
 
 
+@pytest.mark.parametrize(
+    ("value", "replicates", "options", "reason"),
+    [
+        (np.nan, [0.1, 0.2], {}, "no value"),
+        (0.5, [0.4, np.nan, np.nan, np.nan, 0.6], {}, "only 2 of 5 replicates have a value"),
+        (1.0, [0.9, 1.0], {}, "the value 1 is the end of its range"),
+        (0.5, [0.4, 0.6], {"df": 0}, "fewer than two clusters of a class"),
+        (0.5, [0.5, 0.5], {}, "no replicate differs from another"),
+        (1.0, [0.9, 1.0], {"interval": "percentile"}, ""),
+        (0.5, [0.4, 0.6], {}, ""),
+    ],
+)
+def test_every_missing_interval_has_its_reason(value, replicates, options, reason):
+    options = {"df": 5, "interval": "logit-t", **options}
+    assert no_interval(value, np.array(replicates), **options) == reason
+    found = interval_of(value, np.array(replicates), level=0.95, **options)
+    assert np.isnan(found).all() == bool(reason)
+
+
 def test_columns_carry_the_name_of_their_metric():
-    found = Bootstrap(10, 0, 0.95, "percentile").columns("f1", 0.5, np.linspace(0, 1, 101), df=3)
+    found = Intervals(0.95, "percentile").columns("f1", 0.5, np.linspace(0, 1, 101), df=3)
     assert found == pytest.approx({"f1": 0.5, "f1_low": 0.025, "f1_high": 0.975})
