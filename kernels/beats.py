@@ -9,7 +9,7 @@ FEATURES = ("rate", "sdnn", "rmssd", "n_beats")
 MIN_BEATS = 3
 # The energy: samples a second, half the width of the slope's filter (largest at 23 Hz), width of the running sum.
 _RATE, _HALF_S, _SUM_S = 125.0, 0.016, 0.096
-# Two beats are farther apart; before the second time a far smaller peak is a T wave; so near is an R peak to its energy.
+# Two beats are farther apart; before the second time a far smaller peak is a T wave; that near is the R peak itself.
 _REFRACTORY_S, _T_WAVE_S, _REACH_S = 0.2, 0.36, 0.06
 # A beat reaches this share of the way from noise to QRS, and of the beat before it where a T wave may be.
 _SHARE, _T_SHARE = 0.4, 0.5
