@@ -5,6 +5,7 @@ import numpy as np
 from anyecg.kernels._jit import kernel
 
 FEATURES = ("rate", "sdnn", "rmssd", "n_beats")
+MIN_FS = 100
 # Fewer beats have no two intervals to compare.
 MIN_BEATS = 3
 # The energy: samples a second, half the width of the slope's filter (largest at 23 Hz), width of the running sum.
@@ -238,8 +239,8 @@ def _checked(signal, n_dimensions, fs):
     signal = np.asarray(signal)
     if signal.ndim != n_dimensions or signal.dtype.kind not in "if":
         raise ValueError(f"wanted numbers in {n_dimensions} dimensions; found {signal.dtype} {signal.shape}")
-    if not 100 <= fs < 100_000:
-        raise ValueError(f"beats need at least 100 Hz and less than 100 kHz; found {fs} Hz")
+    if not MIN_FS <= fs < 100_000:
+        raise ValueError(f"beats need at least {MIN_FS} Hz and less than 100 kHz; found {fs} Hz")
     return np.ascontiguousarray(signal)
 
 

@@ -22,6 +22,7 @@ FORMATS = {
     "anyecg-export": 1,
     "anyecg-weights": 1,
     "anyecg-scores": 2,
+    "anyecg-heart": 1,
     "anyecg-results": 1,
     "anyecg-comparison": 1,
     "anyecg-simulation": 1,
