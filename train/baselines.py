@@ -213,15 +213,62 @@ def combine(ecg_N, baseline_N, label_N):
     return Baseline.fit(np.column_stack([ecg_N, baseline_N]), label_N)
 
 
-def order_of(window_U, draw_U, seed):
-    """Return an order of units in which a keyed hash of each unit's window and draw rises, int64.
+@dataclass(frozen=True)
+class BaselineUnits:
+    """Windows paired with draws, or draws, and what their variables are made of.
 
-    ``window_U`` is None above the window level.
+    Attributes
+    ----------
+    window, draw, visit : int64 arrays (units,)
+        Rows of the index, in the order of ``anyecg.train.units.units_of``; ``window`` is -1 above the window level.
+    age_V, sex_V : arrays (visits,)
+    feature_RF : float array (rows, 4)
+    row : int64 array (units,)
+        Of ``feature_RF``.
     """
-    unit_U = np.asarray(draw_U).astype(np.uint64)
-    if window_U is not None:
-        unit_U |= np.asarray(window_U).astype(np.uint64) << np.uint64(32)
-    return np.argsort(uniform(int(digest(["baseline", seed]), 16), unit_U), kind="stable")
+
+    window: np.ndarray
+    draw: np.ndarray
+    visit: np.ndarray
+    age_V: np.ndarray
+    sex_V: np.ndarray
+    feature_RF: np.ndarray
+    row: np.ndarray
+
+    def variables(self, rows):
+        """Return the variables of some units, as ``variables`` does."""
+        visit = self.visit[rows]
+        return variables(self.age_V[visit], self.sex_V[visit], self.feature_RF[self.row[rows]])
+
+    def order(self, seed):
+        """Return the rows of the units, int64, as a keyed hash of each one's window and draw rises."""
+        key = int(digest(["baseline", seed]), 16)
+        return np.argsort(
+            uniform(key, (self.window + 1).astype(np.uint64) << np.uint64(32) | self.draw.astype(np.uint64))
+        )
+
+
+def baseline_units(index, heart, split, horizon_min, level):
+    """Return the units of a split at a horizon, those of the index alone: no model, no label.
+
+    Parameters
+    ----------
+    index : anyecg.loaders.index.Index
+    heart : anyecg.train.heart.Heart
+    level : str
+        "window": the pairs; any other: the draws that have windows, each with the means of its windows' features.
+    """
+    tables, (rows, feature_RF) = index.tables, heart.windows[split]
+    pairs = index.pairs_of(split, horizon_min)
+    window, draw = tables["pair_window"][pairs].astype(np.int64), tables["pair_draw"][pairs].astype(np.int64)
+    row = np.searchsorted(rows, window)
+    if level != "window":
+        draw, feature_RF = draw_features(feature_RF, row, draw)
+        window, row = np.full(len(draw), -1), np.arange(len(draw))
+    return BaselineUnits(
+        window=window, draw=draw, visit=tables["draw_visit"][draw].astype(np.int64), age_V=tables["visit_age"],
+        sex_V=tables["visit_sex"], feature_RF=feature_RF, row=row,
+    )  # fmt: skip
 
 
 def first_measured(order_U, label_of: Callable, n_max=MAX_UNITS):
@@ -254,7 +301,7 @@ def fit_baselines(design, variables_of: Callable, order_U, label_of: Callable, *
     variables_of, label_of : functions of rows of train units
         As ``variables`` gives them; labels 1, 0, -1.
     order_U : int64 array
-        From ``order_of``.
+        From ``BaselineUnits.order``.
 
     Returns
     -------
