@@ -23,6 +23,7 @@ FORMATS = {
     "anyecg-weights": 1,
     "anyecg-scores": 2,
     "anyecg-results": 2,
+    "anyecg-heart": 1,
     "anyecg-comparison": 1,
     "anyecg-simulation": 1,
     "anyecg-profile": 1,

@@ -14,6 +14,7 @@ from anyecg.kernels.prepare import PRESETS, prepare
 PRINT_HASHES = """
 import hashlib
 import numpy as np
+from anyecg.kernels.beats import heart_features
 from anyecg.kernels.median import running_median
 from anyecg.kernels.prepare import PRESETS, prepare
 from anyecg.kernels.resample import resample
@@ -29,6 +30,9 @@ found["quality"] = quality(mv_WT, fs=500)
 found["quantise"], found["scale"] = quantise(mv_WT)
 found["gaps"] = fill_gaps(np.where(random.random(5000) < 0.1, np.nan, mv_WT[0]), fs=500)[0]
 found["median"] = running_median(mv_WT.astype(float), 201)
+beat_T = np.exp(-(((np.arange(5000) + 40 * (np.arange(5000) // 900)) % 400 - 200) / 8.0) ** 2)
+found["heart"] = heart_features(0.2 * mv_WT + beat_T.astype(np.float32), 500)
+assert np.isfinite(found["heart"]).all()
 for name, array in found.items():
     print(name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest())
 """
@@ -45,7 +49,7 @@ def hashes(folder, **settings):
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 processors")
 def test_another_vector_family_gives_the_same_bytes(tmp_path):
     here = hashes(tmp_path / "here")
-    assert len(here) == 22
+    assert len(here) == 23
     assert hashes(tmp_path / "haswell", NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx2,+fma") == here
     # No vectors wider than two numbers and no fused multiply-add at all.
     assert hashes(tmp_path / "oldest", NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse2") == here
