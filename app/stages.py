@@ -236,6 +236,7 @@ def _run_evaluate(config, comm, stage_hash):
         evaluate(
             config.folder, _index(config), _scores(config, node), config.evaluate,
             open_cohort(_folder(config, "cohort")), seed=config.seed, comm=comm, stage_hash=stage_hash,
+            node=node,
         )  # fmt: skip
 
 

@@ -1,18 +1,13 @@
 """What age, sex and the rhythm of the heart alone say of a target, and what the ECG adds to that."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from anyecg.kernels.beats import FEATURES
-from anyecg.kernels.counter import uniform
-from anyecg.loaders.files import digest
 
 BASELINES = ("age-sex", "heart", "age-sex-heart")
 COMBINED = "ecg+age-sex-heart"
-# Train units that a baseline of a target is fitted on, at most.
-MAX_UNITS = 200_000
 # Quantiles of the knots of a spline, as Harrell (Regression Modeling Strategies, 2015, table 2.3) has them for four.
 KNOTS = (0.05, 0.35, 0.65, 0.95)
 _VARIABLES = ("age", "sex", "rate", "log_sdnn", "log_rmssd")
@@ -213,101 +208,20 @@ def combine(ecg_N, baseline_N, label_N):
     return Baseline.fit(np.column_stack([ecg_N, baseline_N]), label_N)
 
 
-@dataclass(frozen=True)
-class BaselineUnits:
-    """Windows paired with draws, or draws, and what their variables are made of.
-
-    Attributes
-    ----------
-    window, draw, visit : int64 arrays (units,)
-        Rows of the index, in the order of ``anyecg.train.units.units_of``; ``window`` is -1 above the window level.
-    age_V, sex_V : arrays (visits,)
-    feature_RF : float array (rows, 4)
-    row : int64 array (units,)
-        Of ``feature_RF``.
-    """
-
-    window: np.ndarray
-    draw: np.ndarray
-    visit: np.ndarray
-    age_V: np.ndarray
-    sex_V: np.ndarray
-    feature_RF: np.ndarray
-    row: np.ndarray
-
-    def variables(self, rows):
-        """Return the variables of some units, as ``variables`` does."""
-        visit = self.visit[rows]
-        return variables(self.age_V[visit], self.sex_V[visit], self.feature_RF[self.row[rows]])
-
-    def order(self, seed):
-        """Return the rows of the units, int64, as a keyed hash of each one's window and draw rises."""
-        key = int(digest(["baseline", seed]), 16)
-        return np.argsort(
-            uniform(key, (self.window + 1).astype(np.uint64) << np.uint64(32) | self.draw.astype(np.uint64))
-        )
-
-
-def baseline_units(index, heart, split, horizon_min, level):
-    """Return the units of a split at a horizon, those of the index alone: no model, no label.
-
-    Parameters
-    ----------
-    index : anyecg.loaders.index.Index
-    heart : anyecg.train.heart.Heart
-    level : str
-        "window": the pairs; any other: the draws that have windows, each with the means of its windows' features.
-    """
-    tables, (rows, feature_RF) = index.tables, heart.windows[split]
-    pairs = index.pairs_of(split, horizon_min)
-    window, draw = tables["pair_window"][pairs].astype(np.int64), tables["pair_draw"][pairs].astype(np.int64)
-    row = np.searchsorted(rows, window)
-    if level != "window":
-        draw, feature_RF = draw_features(feature_RF, row, draw)
-        window, row = np.full(len(draw), -1), np.arange(len(draw))
-    return BaselineUnits(
-        window=window, draw=draw, visit=tables["draw_visit"][draw].astype(np.int64), age_V=tables["visit_age"],
-        sex_V=tables["visit_sex"], feature_RF=feature_RF, row=row,
-    )  # fmt: skip
-
-
-def first_measured(order_U, label_of: Callable, n_max=MAX_UNITS):
-    """Return the first ``n_max`` units of an order with a label, as ascending rows, and their labels.
-
-    Parameters
-    ----------
-    order_U : int64 array
-        Rows of units.
-    label_of : function of rows
-        Gives their labels: 1, 0, -1 not measured.
-    """
-    found, n_found = [np.empty(0, np.int64)], 0
-    for first in range(0, len(order_U), _BLOCK):
-        rows = order_U[first : first + _BLOCK]
-        found.append(rows[np.asarray(label_of(rows)) >= 0])
-        n_found += len(found[-1])
-        if n_found >= n_max:
-            break
-    rows = np.sort(np.concatenate(found)[:n_max])
-    return rows, np.asarray(label_of(rows))
-
-
-def fit_baselines(design, variables_of: Callable, order_U, label_of: Callable, *, n_max=MAX_UNITS):
-    """Fit each baseline for one target on the first measured train units of an order.
+def fit_baselines(design, matrix_NK, label_N):
+    """Fit each baseline for one target.
 
     Parameters
     ----------
     design : Design
-    variables_of, label_of : functions of rows of train units
-        As ``variables`` gives them; labels 1, 0, -1.
-    order_U : int64 array
-        From ``BaselineUnits.order``.
+    matrix_NK : array, shape (units, columns)
+        Of ``design.matrix``.
+    label_N : array, shape (units,)
+        1 and 0.
 
     Returns
     -------
     dict of baseline -> Baseline
-        Each for ``design.matrix(...)[:, design.columns[baseline]]``.
+        Each for ``matrix[:, design.columns[baseline]]``.
     """
-    rows, label_N = first_measured(order_U, label_of, n_max)
-    matrix_NK = design.matrix(variables_of(rows))
     return {name: Baseline.fit(matrix_NK[:, design.columns[name]], label_N) for name in BASELINES}

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from anyecg.kernels import auroc, regression
 from anyecg.kernels.weights import Resampling
 from anyecg.loaders.errors import ModelError
 from anyecg.train.decide import ALL, MEAN, Decisions, check_classes, decided
 from anyecg.train.evaluate import EvaluateConfig
-from anyecg.train.intervals import Intervals, mean_of
+from anyecg.train.intervals import Intervals, holm, mean_of
 from anyecg.train.measures import Areas, replicates_of
 from anyecg.train.predict import Scores
 from anyecg.train.regress import SCALE
@@ -49,16 +48,6 @@ class _Part:
     value_M: np.ndarray
     replicates_RM: np.ndarray
     df: float
-
-
-def holm(p):
-    """Return p-values adjusted for their number by Holm's step-down rule; NaN stays and does not count."""
-    p = np.asarray(p, float)
-    adjusted = np.full(len(p), np.nan)
-    order = np.argsort(p)[: int((~np.isnan(p)).sum())]
-    factors = len(order) - np.arange(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
-    return adjusted
 
 
 def check_comparable(models):
@@ -238,16 +227,6 @@ def _lines(parts, target, models, intervals):
             value, replicates, df = mean_of(
                 value_CM[:, number] - value_CM[:, 0], replicates_RCM[:, :, number] - replicates_RCM[:, :, 0], df_C
             )
-            line |= _difference(value, replicates, df, intervals)
+            line |= intervals.difference(value, replicates, df=df)
         lines.append(line)
     return lines
-
-
-def _difference(value, replicates, df, intervals):
-    """Return a difference with its interval, its statistic and the p-value of that."""
-    columns = intervals.columns("difference", value, replicates, df=df, scale="plain")
-    valid = replicates[~np.isnan(replicates)]
-    spread = valid.std(ddof=1) if len(valid) > 1 else float("nan")
-    statistic = 0.0 if value == 0 else value / spread if spread > 0 and df >= 1 else float("nan")
-    p = 1.0 if value == 0 else float(2 * norm.sf(abs(statistic)))
-    return {**columns, "z": float(statistic), "p": p}

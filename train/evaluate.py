@@ -11,6 +11,7 @@ from pydantic import Field
 from anyecg.kernels.weights import Resampling
 from anyecg.loaders.files import code_version, digest
 from anyecg.loaders.settings import Section
+from anyecg.train.added import added_value
 from anyecg.train.decide import check_classes, decision_task
 from anyecg.train.delong import clustered_se, delong_se
 from anyecg.train.intervals import interval_of
@@ -158,13 +159,13 @@ class Evaluation:
         self.targets, self.head = scores.card["targets"], scores.card["head"]
         self.clusters = Clusters(index, config.unit, seed=seed)
         self.people = people_of(index, cohort)
-        self._truth = {split: truth_of(index, scores.card, [split]) for split in ("test", "val")}
+        self.truth = {split: truth_of(index, scores.card, [split]) for split in ("test", "val")}
         self._internal = _thresholds(config.internal)
         # Two splits of a horizon and level at a time: at full size they take 0.3 GB.
         self.units = lru_cache(maxsize=2)(self._units)
 
     def _units(self, split, horizon_min, level):
-        return units_of(self.index, self.scores, split, horizon_min, level, self._truth[split])
+        return units_of(self.index, self.scores, split, horizon_min, level, self.truth[split])
 
     def threshold(self, target, horizon_min, level):
         """Return the threshold (a logit) of the validation split, or of the internal results."""
@@ -234,7 +235,7 @@ def _subgroup(evaluation, target, attribute, name):
 def _costs(evaluation):
     """Return how many units each (horizon, level, target) has, nearly, and what reading them costs."""
     index, costs = evaluation.index, {}
-    label_DC = evaluation._truth["test"]
+    label_DC = evaluation.truth["test"]
     for horizon_min in evaluation.config.horizons_min:
         draw = np.asarray(index.tables["pair_draw"])[index.pairs_of("test", horizon_min)]
         n_D = np.bincount(draw, minlength=len(label_DC))
@@ -248,8 +249,8 @@ def _costs(evaluation):
     return costs
 
 
-def tasks_of(evaluation):
-    """Return all tasks of an evaluation, neighbours reading the same units."""
+def tasks_of(evaluation, added=None):
+    """Return all tasks of an evaluation, neighbours reading the same units; those of baselines with ``AddedValue``."""
     config, costs = evaluation.config, _costs(evaluation)
     targets = range(len(evaluation.targets))
     tasks = []
@@ -268,6 +269,10 @@ def tasks_of(evaluation):
                     _subgroup_task(evaluation, target, attribute, name, *costs[horizon_min, level, target])
                     for target in targets
                 ]
+    if added is not None:
+        horizon_min = config.horizons_min[0]
+        for level in config.levels:
+            tasks += [added.task(target, level, *costs[horizon_min, level, target]) for target in targets]
     return tasks
 
 
@@ -282,7 +287,7 @@ def _subgroup_task(evaluation, target, attribute, name, n_units, n_read):
     return Task(key, n_units // 3, n_read, lambda: _subgroup(evaluation, target, attribute, name))
 
 
-def evaluate(folder, index, scores, config, cohort, *, seed, comm, stage_hash):
+def evaluate(folder, index, scores, config, cohort, *, seed, comm, stage_hash, node=None):
     """Write ``results.csv``, ``results.json`` and the other tables (docs/evaluate.md).
 
     Parameters
@@ -294,6 +299,8 @@ def evaluate(folder, index, scores, config, cohort, *, seed, comm, stage_hash):
     cohort : anyecg.loaders.cohort.Cohort
     comm : MPI communicator
         Every rank calls this; the tables are the same on any number of ranks.
+    node : anyecg.train.shared.Node, optional
+        Where ranks share what baselines are fitted on.
 
     Returns
     -------
@@ -307,7 +314,7 @@ def evaluate(folder, index, scores, config, cohort, *, seed, comm, stage_hash):
     """
     check_evaluation(config, scores.card)
     evaluation = Evaluation(index, scores, config, cohort, seed=seed)
-    tasks = tasks_of(evaluation)
+    tasks = tasks_of(evaluation, added_value(Path(folder) / "heart.h5", evaluation, comm=comm, node=node))
     store = Path(folder) / "checkpoint" / f"evaluate-{digest([stage_hash, code_version(), [t.key for t in tasks]])}"
     done, forget = run_tasks(tasks, store, n_replicates=config.n_replicates, comm=comm)
     tables = None

@@ -17,8 +17,10 @@ from anyecg.loaders.ranks import share_error
 from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.shard_parse import CHUNK_WINDOWS
 from anyecg.loaders.splits import SPLITS
+from anyecg.train.shared import Node
 
 log = logging.getLogger(__name__)
+_SETS = ("window", "features")
 _RUN_CHUNKS = 2
 _RUN_WINDOWS = _RUN_CHUNKS * CHUNK_WINDOWS
 
@@ -123,15 +125,15 @@ def _write(path, index, feature_WF, wrong):
         )  # fmt: skip
         for split in SPLITS:
             rows = index.windows_of(split)
-            for name, values in (("window", rows.astype(np.int64)), ("features", feature_WF[rows])):
+            for name, values in zip(_SETS, (rows.astype(np.int64), feature_WF[rows]), strict=True):
                 chunk = (min(16_384, max(1, len(values))), *values.shape[1:])
                 file.create_dataset(
                     f"{split}/{name}", data=values, maxshape=(None, *values.shape[1:]), chunks=chunk, fletcher32=True
                 )  # fmt: skip
 
 
-def read_heart(path, index):
-    """Read ``heart.h5``.
+def read_heart(path, index, *, node=None):
+    """Read ``heart.h5``, with a ``Node`` one copy for all its ranks.
 
     Returns
     -------
@@ -151,7 +153,11 @@ def read_heart(path, index):
             attributes = dict(file.attrs)
             form, version = attributes.get("format"), int(attributes.get("version", -1))
             check_format(path, "anyecg-heart", form, version, ModelError)
-            windows = {split: (file[split]["window"][...], file[split]["features"][...]) for split in SPLITS}
+            node = node or Node()
+            windows = {
+                split: tuple(node.made(lambda group=file[split], name=name: group[name][...]) for name in _SETS)
+                for split in SPLITS
+            }
             heart = Heart(windows, str(attributes["lead"]), int(attributes["n_damaged"]))
             index_hash = attributes["index_hash"]
     except (OSError, KeyError, ValueError, RuntimeError) as cause:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.stats import norm, t
 
 
 class Scale(NamedTuple):
@@ -117,6 +117,16 @@ def mean_of(values, replicates_RC, df_C, *, within=False):
     return float(values.mean()), mean_R, 0.0 if at_end else df
 
 
+def holm(p):
+    """Return p-values adjusted for their number by Holm's step-down rule; NaN stays and does not count."""
+    p = np.asarray(p, float)
+    adjusted = np.full(len(p), np.nan)
+    order = np.argsort(p)[: int((~np.isnan(p)).sum())]
+    factors = len(order) - np.arange(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return adjusted
+
+
 @dataclass(frozen=True)
 class Intervals:
     """How intervals are made from replicates."""
@@ -128,3 +138,11 @@ class Intervals:
         """Return a metric and its interval as the columns NAME, NAME_low and NAME_high."""
         low, high = interval_of(value, replicates, df=df, level=self.level, interval=self.interval, scale=scale)
         return {name: float(value), f"{name}_low": low, f"{name}_high": high}
+
+    def difference(self, value, replicates, *, df):
+        """Return a paired difference with its interval, z = itself / the SD of its replicates, and the p-value of z."""
+        columns = self.columns("difference", value, replicates, df=df, scale="plain")
+        valid = replicates[~np.isnan(replicates)]
+        spread = valid.std(ddof=1) if len(valid) > 1 else float("nan")
+        z = 0.0 if value == 0 else value / spread if spread > 0 and df >= 1 else float("nan")
+        return {**columns, "z": float(z), "p": 1.0 if value == 0 else float(2 * norm.sf(abs(z)))}

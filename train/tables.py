@@ -3,8 +3,10 @@
 import numpy as np
 
 from anyecg.kernels.calibration import N_BINS
+from anyecg.train.added import MODELS
+from anyecg.train.baselines import BASELINES
 from anyecg.train.decide import check_classes, decision_rows
-from anyecg.train.intervals import Intervals, mean_of, no_interval
+from anyecg.train.intervals import Intervals, holm, mean_of, no_interval
 from anyecg.train.measures import METRICS
 from anyecg.train.regress import regression_row
 from anyecg.train.results import OTHER_TABLES, read_results
@@ -58,10 +60,14 @@ class Tables:
                 tables[kind] += [{"target": row.pop("target"), **head, **row} for row in rows]
                 continue
             head = dict(zip(("target", "horizon_min", "level", "attribute", "group"), where, strict=False))
+            if kind == "baselines":
+                tables[kind] += [{**head, **row} for row in self._baselines(task)]
+                continue
             make = {"rows": self._row, "subgroups": self._subgroup, "regression": self._regression}[kind]
             tables[kind].append({**head, **make(task)})
             if kind == "rows":
                 tables["calibration"] += [{**head, **row} for row in _bins(task)]
+        _adjust(tables["baselines"])
         tables["macro"] = self._macro([task for task in done if task.key[0] == "rows"])
         return tables
 
@@ -109,6 +115,27 @@ class Tables:
             "reason": f"too small: fewer than {FEW} patients of a class" if few else self._reason(task),
         }  # fmt: skip
 
+    def _baselines(self, task):
+        """Return one row a model; what is more than the baselines also beside the best of them."""
+        facts, rows = task.facts, []
+        base = MODELS.index(BASELINES[-1])
+        none = dict.fromkeys(("difference", "difference_low", "difference_high", "z", "p", "p_holm"), float("nan"))
+        for number, model in enumerate(MODELS):
+            row = {"model": model, **{name: facts[name] for name in _COUNTS}}
+            for metric in range(2):
+                row |= self._intervals.columns(
+                    METRICS[metric], task.value[number, metric], task.replicates[:, number, metric], df=facts["df"]
+                )  # fmt: skip
+            row |= none
+            if number > base:
+                value, replicates = (of[..., number, 0] - of[..., base, 0] for of in (task.value, task.replicates))
+                row |= self._intervals.difference(float(value), replicates, df=facts["df"])
+            why = no_interval(
+                task.value[number, 0], task.replicates[:, number, 0], df=facts["df"], interval=self._config.interval
+            )  # fmt: skip
+            rows.append({**row, "reason": facts["reasons"][number] or why})
+        return rows
+
     def _macro(self, done):
         """Return the mean over targets of each metric, for each horizon and level."""
         rows = []
@@ -126,6 +153,14 @@ class Tables:
                 head = {"horizon_min": where[0], "level": where[1], "metric": metric, "n_targets": n_targets}
                 rows.append({**head, **columns})
         return rows
+
+
+def _adjust(rows):
+    """Adjust the p-values of each level and model for the number of targets."""
+    for level, model in dict.fromkeys((row["level"], row["model"]) for row in rows):
+        chosen = [row for row in rows if (row["level"], row["model"]) == (level, model)]
+        for row, p in zip(chosen, holm([row["p"] for row in chosen]).tolist(), strict=True):
+            row["p_holm"] = p
 
 
 def _bins(task):

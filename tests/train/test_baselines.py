@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
@@ -12,19 +10,13 @@ from sklearn.preprocessing import StandardScaler
 from anyecg.train.baselines import (
     BASELINES,
     Baseline,
-    BaselineUnits,
     Design,
-    baseline_units,
     combine,
     draw_features,
-    first_measured,
     fit_baselines,
     spline,
     variables,
 )
-from anyecg.train.heart import Heart
-from anyecg.train.predict import Scores
-from anyecg.train.units import units_of
 
 
 def made_units(n=6000, *, unknown=0.1, seed=0):
@@ -42,11 +34,10 @@ def labels_of(logit, seed=1):
     return (np.random.default_rng(seed).random(len(logit)) < expit(logit)).astype(np.int8)
 
 
-def fitted(train, label, **options):
+def fitted(train, label):
     """Return the design and the baselines fitted on all units."""
     design = Design.fit(train)
-    order = np.arange(len(train))
-    return design, fit_baselines(design, lambda rows: train[rows], order, lambda rows: label[rows], **options)
+    return design, fit_baselines(design, design.matrix(train), label)
 
 
 def aurocs(design, models, variable, label):
@@ -149,7 +140,7 @@ def test_cohorts_without_ages_sexes_or_beats_have_baselines_too():
 
 def test_one_class_gives_nan_and_says_why():
     train = made_units(50)
-    for label in (np.zeros(50, np.int8), np.ones(50, np.int8), np.full(50, -1)):
+    for label in (np.zeros(50, np.int8), np.ones(50, np.int8)):
         design, models = fitted(train, label)
         for name, model in models.items():
             assert np.isnan(model.logit(design.matrix(train)[:, design.columns[name]])).all()
@@ -181,98 +172,10 @@ def test_units_that_the_ecg_has_no_score_for_do_not_count_in_the_combination():
     assert np.isnan(combine(*more).logit([[np.nan, 1.0], [1.0, 1.0]])).tolist() == [True, False]
 
 
-def units_of_rows(window, draw):
-    """Return units without variables."""
-    none = np.empty(0)
-    return BaselineUnits(window, draw, draw, age_V=none, sex_V=none, feature_RF=none, row=window)
-
-
-@pytest.mark.parametrize("level", ["window", "draw"])
-def test_the_units_fitted_on_are_the_first_measured_ones_by_their_hash_alone(level):
-    window, draw = np.arange(500) % 70, np.arange(500) // 3 if level == "window" else np.arange(500)
-    window = window if level == "window" else np.full(500, -1)
-    label = np.random.default_rng(0).integers(-1, 2, 500)
-    order = units_of_rows(window, draw).order(7)
-    assert sorted(order) == list(range(500))
-    assert not np.array_equal(order, units_of_rows(window, draw).order(8))
-    moved = np.random.default_rng(1).permutation(500)
-    rows, found = first_measured(order, lambda rows: label[rows], 100)
-    after = units_of_rows(window[moved], draw[moved]).order(7)
-    again, _ = first_measured(after, lambda rows: label[moved][rows], 100)
-    assert (len(rows), found.min()) == (100, 0)
-    assert set(moved[again]) == set(rows)
-    assert set(rows) == set(order[label[order] >= 0][:100])
-    everything, _ = first_measured(order, lambda rows: label[rows], 10_000)
-    np.testing.assert_array_equal(everything, np.flatnonzero(label >= 0))
-
-
-@pytest.fixture
-def cohort(tiny_index):
-    """Return the tiny set with ages of years, and made features and scores of its windows."""
-    rng, tables = np.random.default_rng(9), tiny_index.tables
-    n_visits, n_windows = len(tables["visit_split"]), len(tables["window_visit"])
-    tables = {**tables, "visit_age": rng.normal(60, 18, n_visits), "visit_sex": rng.integers(-1, 2, n_visits)}
-    index = replace(tiny_index, tables=tables)
-    feature_WF = np.abs(rng.normal(1, 0.3, (n_windows, 4))) * [80, 0.05, 0.05, 12]
-    feature_WF[rng.random(n_windows) < 0.3] = np.nan
-    logit_WC = rng.standard_normal((n_windows, 2))
-    rows = {split: index.windows_of(split) for split in ("train", "val", "test")}
-    heart = Heart({split: (at, feature_WF[at]) for split, at in rows.items()}, "I", 0)
-    card = {"head": "multilabel", "join": "logits", "targets": ["a", "b"]}
-    return index, heart, Scores(card, {split: (at, logit_WC[at]) for split, at in rows.items()}, {})
-
-
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-@pytest.mark.parametrize("level", ["window", "draw", "visit"])
-def test_units_are_those_of_the_evaluation_with_the_variables_of_their_visit_and_windows(cohort, split, level):
-    index, heart, scores = cohort
-    judged, found = units_of(index, scores, split, 60, level), baseline_units(index, heart, split, 60, level)
-    for name in ("window", "draw", "visit"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(judged, name))
-    rows, feature_WF = heart.windows[split]
-    pairs = index.pairs_of(split, 60)
-    for unit in range(0, len(found.draw), 7):
-        of_draw = index.tables["pair_window"][pairs[index.tables["pair_draw"][pairs] == found.draw[unit]]]
-        windows = [found.window[unit]] if level == "window" else of_draw
-        values = feature_WF[np.searchsorted(rows, windows)]
-        mean = values[~np.isnan(values[:, 0])].mean(axis=0) if (~np.isnan(values[:, 0])).any() else np.full(4, np.nan)
-        age, sex = (index.tables[f"visit_{name}"][found.visit[unit]] for name in ("age", "sex"))
-        np.testing.assert_allclose(found.variables([unit]), variables([age], np.array([sex]), mean[None]))
-
-
-def test_labels_of_the_test_split_change_no_score(cohort):
-    index, heart, scores = cohort
-
-    def scored(label_DC):
-        units = {split: baseline_units(index, heart, split, 60, "window") for split in heart.windows}
-        ecg = {split: units_of(index, scores, split, 60, "window").logit[:, 0] for split in ("val", "test")}
-        order = units["train"].order(1)
-        design = Design.fit(units["train"].variables(order))
-        models = fit_baselines(
-            design, units["train"].variables, order, lambda rows: label_DC[units["train"].draw[rows], 0]
-        )  # fmt: skip
-        matrix = {split: design.matrix(units[split].variables(slice(None))) for split in ("val", "test")}
-        both = {split: np.column_stack([ecg[split], models["age-sex-heart"].logit(matrix[split])]) for split in matrix}
-        label = label_DC[units["val"].draw, 0]
-        model = combine(*both["val"][label >= 0].T, label[label >= 0])
-        logits = [models[name].logit(matrix["test"][:, design.columns[name]]) for name in BASELINES]
-        return np.stack([*logits, model.logit(both["test"])])
-
-    label_DC = np.array(index.tables["draw_labels"])
-    split_D = np.asarray(index.tables["visit_split"])[index.tables["draw_visit"]]
-    before = scored(label_DC)
-    assert np.isfinite(before).all()
-    for split, changes in ((2, []), (1, [3]), (0, [0, 1, 2, 3])):
-        other_DC = label_DC.copy()
-        other_DC[split_D == split] = np.where(label_DC[split_D == split] < 0, 0, 1 - label_DC[split_D == split])
-        differs = (scored(other_DC) != before).any(axis=1)
-        assert np.flatnonzero(differs).tolist() == changes
-
-
 def test_a_fit_repeats_to_the_last_bit():
     train = made_units(3000)
     label = labels_of(0.03 * np.nan_to_num(train[:, 0] - 60))
-    (design, first), (_, second) = fitted(train, label, n_max=1000), fitted(train, label, n_max=1000)
+    (design, first), (_, second) = fitted(train, label), fitted(train, label)
     for name in BASELINES:
         np.testing.assert_array_equal(first[name].weight_K, second[name].weight_K)
     matrix = design.matrix(np.repeat(train, 30, axis=0))
