@@ -33,7 +33,7 @@ class Node:
 
         Parameters
         ----------
-        shape, dtype : as of ``numpy.empty``; the same on every rank
+        shape : tuple of int
         fill : function of the array
 
         Raises

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -125,10 +126,11 @@ class _Store:
         """Read the whole files there are; what a crash left unreadable does not count."""
         for path in sorted(self._folder.glob("*.npz")):
             try:
-                with np.load(path, allow_pickle=False) as found:
-                    yield {name: found[name] for name in found.files}
-            except (OSError, ValueError, EOFError, KeyError):
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                    pieces = {name: found[name] for name in found.files}
+            except (OSError, ValueError, EOFError, KeyError, BadZipFile):
                 continue
+            yield pieces
 
     def names(self):
         """Return which pieces are there."""
@@ -171,9 +173,10 @@ def run_tasks(tasks, folder, *, n_replicates, comm):
                 number, measured = piece[0], tasks[piece[0]].build()
             store.add(piece, measured, measured.replicates(piece[1], piece[2]))
             progress.advance(piece[3] // 1_000_000, {"rows": int(piece[1] == 0)})
-        store.save()
     except AnyECGError as cause:
         error = cause
+    finally:
+        store.save()
     progress.finish()
     share_error(comm, error)
     return _collected(tasks, pieces, store) if comm.rank == 0 else None, store.remove
