@@ -25,9 +25,12 @@ with Node(comm) as node:
         made[0] = 42
     comm.barrier()
     assert made[0] == 42
-    for size, fill in (((10**14,), lambda array: None), ((10,), lambda array: (_ for _ in ()).throw(ModelError("damaged")))):
+    def fail(array):
+        raise ModelError("damaged")
+
+    for size in (10**14, 10):
         try:
-            node.filled(size, np.int64, fill)
+            node.filled((size,), np.int64, fail)
         except ModelError as cause:
             print(f"said {cause}", flush=True)
 """
