@@ -127,7 +127,9 @@ def agreement(folder):
             usual = 60 * record.fs / np.median(np.diff(inside)) if len(inside) > 2 else np.nan
             counts[rhythm[path.stem]] += 1, np.isfinite(rate), abs(rate / usual - 1) < 0.05
     print(
-        f"heart rate of single windows of {folder.parent.name}/{folder.name}, within 5 % of that from gqrs on the whole recording"
+        print(
+            f"{folder.parent.name}/{folder.name}: heart rate of a window within 5 % of that from gqrs on the recording"
+        )
     )
     for name, (n, n_rates, n_close) in counts.items():
         print(f"  {name:<20} {n} windows, {n_rates} with a heart rate, {n_close / n_rates:.3f} of those agree")
