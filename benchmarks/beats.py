@@ -10,6 +10,7 @@ A beat counts as found within 150 ms (ANSI/AAMI EC57).
 """
 
 import argparse
+import csv
 import importlib.util
 import time
 from pathlib import Path
@@ -108,23 +109,30 @@ def on_windows(records, preset, repeats):
 
 
 def agreement(folder):
-    """Compare the heart rates of windows of recordings without annotations with those from gqrs's beats."""
-    n_windows = n_ours = n_both = n_close = 0
+    """Compare heart rates of windows of recordings without annotations with those from gqrs's beats, by rhythm."""
+    with (folder.parent / "labels.csv").open(newline="") as file:
+        rhythm = {
+            row["record"]: "noise" if row["noise"] == "1" else "atrial fibrillation"
+            if row["atrial_fibrillation"] == "1" else "other" if row["other_rhythm"] == "1" else "normal"
+            for row in csv.DictReader(file)
+        }  # fmt: skip
+    counts = {name: np.zeros(3, int) for name in ("normal", "atrial fibrillation", "other", "noise")}
     for path in sorted(folder.glob("*.hea")):
         record = open_record(path.with_suffix(""))
         signal, n = record.read(), int(10 * record.fs)
+        beats_at = np.asarray(gqrs_detect(sig=signal.astype(np.float64), fs=record.fs, adc_gain=1.0, adc_zero=0))
         for first in range(0, len(signal) - n + 1, n):
-            window_T = signal[first : first + n]
-            rate = heart_features(window_T[None], record.fs)[0, 0]
-            gqrs = gqrs_detect(sig=window_T.astype(np.float64), fs=record.fs, adc_gain=1.0, adc_zero=0)
-            n_windows, n_ours = n_windows + 1, n_ours + np.isfinite(rate)
-            if np.isfinite(rate) and len(gqrs) > 2:
-                n_both += 1
-                n_close += abs(rate * np.median(np.diff(gqrs)) / record.fs / 60 - 1) < 0.05
+            inside = beats_at[(beats_at >= first) & (beats_at < first + n)]
+            rate = heart_features(signal[None, first : first + n], record.fs)[0, 0]
+            usual = 60 * record.fs / np.median(np.diff(inside)) if len(inside) > 2 else np.nan
+            counts[rhythm[path.stem]] += 1, np.isfinite(rate), abs(rate / usual - 1) < 0.05
     print(
-        f"{n_windows} windows of {folder.name} as recorded: {n_ours} with a heart rate, "
-        f"{n_close / n_both:.3f} of them within 5 % of that from gqrs"
+        print(
+            f"{folder.parent.name}/{folder.name}: heart rate of a window within 5 % of that from gqrs on the recording"
+        )
     )
+    for name, (n, n_rates, n_close) in counts.items():
+        print(f"  {name:<20} {n} windows, {n_rates} with a heart rate, {n_close / n_rates:.3f} of those agree")
 
 
 def main():

@@ -8,8 +8,8 @@ FEATURES = ("rate", "sdnn", "rmssd", "n_beats")
 MIN_FS = 100
 # Fewer beats have no two intervals to compare.
 MIN_BEATS = 3
-# The energy: samples a second, half the width of the slope's filter (largest at 23 Hz), width of the running sum.
-_RATE, _HALF_S, _SUM_S = 125.0, 0.016, 0.096
+# The energy: samples a second, a third of the bend's width (which lets most through at 17 Hz), width of the sum.
+_RATE, _THIRD_S, _SUM_S = 125.0, 0.024, 0.096
 # Two beats are farther apart; before the second time a far smaller peak is a T wave; that near is the R peak itself.
 _REFRACTORY_S, _T_WAVE_S, _REACH_S = 0.2, 0.36, 0.06
 # A beat reaches this share of the way from noise to QRS, and of the beat before it where a T wave may be.
@@ -18,6 +18,10 @@ _SHARE, _T_SHARE = 0.4, 0.5
 _GAP, _GAP_SHARE = 1.5, 0.5
 # Where half of a window has more than this share of a usual beat's energy, there are no beats to be told apart.
 _NOISE_SHARE = 0.5
+# Energies below this share of the largest sum are the rounding of samples.
+_ROUNDING = 1e-4
+# Room for the edges of a bend at up to twice the rate.
+_EDGES = 16
 # How many of the latest values a level is the median of.
 _LATEST = 8
 
@@ -35,46 +39,53 @@ def _median(value_B, n, sorted_B):
 
 
 @kernel
-def _add_up(x_T, step, sum_N):
-    """Fill the sums of ``step`` samples, and tell whether all are finite."""
-    nothing = 0.0
-    for i in range(len(sum_N)):
+def _add_up(x_T, step, before, sum_N):
+    """Fill the sums of ``step`` samples, the first and last again at the ends.
+
+    Return the size of the largest; NaN where a sample is not finite.
+    """
+    nothing = largest = 0.0
+    for i in range(len(x_T) // step):
         total = 0.0
         for t in range(i * step, (i + 1) * step):
             total += x_T[t]
-        sum_N[i] = total
+        sum_N[before + i] = total
         nothing += total * 0.0
-    return nothing == 0.0
+        largest = max(largest, abs(total))
+    sum_N[:before] = sum_N[before]
+    sum_N[before + len(x_T) // step :] = sum_N[before + len(x_T) // step - 1]
+    return largest + nothing
 
 
 @kernel
-def _energy(sum_N, half, width, slope_N, energy_N):
-    """Fill the running sum, over ``width``, of |the ``half`` sums after each place less those before it|."""
-    n = len(sum_N)
-    slope_N[:] = 0.0
-    energy_N[:] = 0.0
-    if n < 2 * half + width:
-        return
-    change = 0.0
-    for i in range(half):
-        change += sum_N[half + i] - sum_N[i]
-    for i in range(half, n - half):
-        slope_N[i] = abs(change)
-        change += sum_N[i - half] - 2.0 * sum_N[i] + sum_N[i + half]
+def _energy(sum_N, third, width, bend_N, energy_N):
+    """Fill the running sum, over ``width``, of |twice the ``third`` sums about each place less those on both sides|."""
+    n = len(energy_N)
+    bend = 0.0
+    for i in range(third):
+        bend += 2.0 * sum_N[third + i] - sum_N[i] - sum_N[2 * third + i]
+    for i in range(n):
+        bend_N[i] = abs(bend)
+        if i + 1 < n:
+            bend += sum_N[i] - 3.0 * sum_N[i + third] + 3.0 * sum_N[i + 2 * third] - sum_N[i + 3 * third]
+    before, after = width // 2, width - width // 2
     total = 0.0
-    for i in range(width):
-        total += slope_N[i]
-    for i in range(width // 2, n - width + width // 2):
+    for i in range(min(after, n)):
+        total += bend_N[i]
+    for i in range(n):
         energy_N[i] = total
-        total += slope_N[i - width // 2 + width] - slope_N[i - width // 2]
+        if i + after < n:
+            total += bend_N[i + after]
+        if i >= before:
+            total -= bend_N[i - before]
 
 
 @kernel
-def _find_peaks(energy_N, refractory, peak_M):
-    """Fill the places of maxima, of those too near one another the highest; return how many."""
+def _find_peaks(energy_N, least, refractory, peak_M):
+    """Fill the places of maxima above ``least``, of those too near one another the highest; return how many."""
     n = 0
     for i in range(1, len(energy_N) - 1):
-        if energy_N[i] > energy_N[i - 1] and energy_N[i] >= energy_N[i + 1]:
+        if energy_N[i] > least and energy_N[i] > energy_N[i - 1] and energy_N[i] >= energy_N[i + 1]:
             if n == 0 or i - peak_M[n - 1] > refractory:
                 peak_M[n] = i
                 n += 1
@@ -184,12 +195,16 @@ def _is_noise(energy_N, beat_M, n):
 @kernel
 def _detect(x_T, fs, step, may_be_noise, work_3N, place_2M, level_4B):
     """Fill ``place_2M[1]`` with the samples of R peaks; return how many."""
-    energy_N, second = work_3N[2], fs / step
-    if not _add_up(x_T, step, work_3N[0]):
+    n, second = len(x_T) // step, fs / step
+    third, width = int(_THIRD_S * second + 0.5), int(_SUM_S * second + 0.5)
+    sum_N, energy_N = work_3N[0, : n + 3 * third - 1], work_3N[2, :n]
+    if n == 0:
         return 0
-    half, width = max(1, int(_HALF_S * second + 0.5)), max(1, int(_SUM_S * second + 0.5))
-    _energy(work_3N[0], half, width, work_3N[1], energy_N)
-    n_peaks = _find_peaks(energy_N, int(_REFRACTORY_S * second), place_2M[0])
+    largest = _add_up(x_T, step, 3 * third // 2, sum_N)
+    if not largest < np.inf:
+        return 0
+    _energy(sum_N, third, width, work_3N[1], energy_N)
+    n_peaks = _find_peaks(energy_N, _ROUNDING * largest, int(_REFRACTORY_S * second), place_2M[0])
     n = _choose(energy_N, place_2M[0], n_peaks, second, level_4B, place_2M[1])
     if not may_be_noise and _is_noise(energy_N, place_2M[1], n):
         return 0
@@ -232,7 +247,7 @@ def _room(n_samples, fs):
     """Return the samples a sum is over, and arrays for ``_detect``."""
     step = max(1, round(fs / _RATE))
     n = n_samples // step
-    return step, np.empty((3, n)), np.empty((2, n // 2 + 1), np.int64), np.empty((4, _LATEST))
+    return step, np.empty((3, n + _EDGES)), np.empty((2, n // 2 + 1), np.int64), np.empty((4, _LATEST))
 
 
 def _checked(signal, n_dimensions, fs):
@@ -266,11 +281,11 @@ def r_peaks(signal_T, fs):
     Notes
     -----
     As Pan and Tompkins 1985 (IEEE Trans Biomed Eng 32:230) and with the rules of Hamilton 2002 (Computers in Cardiology
-    29:101): at about 125 Hz, the running sum over 96 ms of the absolute slope, its maxima 200 ms apart; a maximum is a
-    beat above a limit between the medians of the last eight beats and of the last eight other maxima, the first ones
-    taken from the maxima of the first eight seconds; within 360 ms a far smaller one is a T wave; after 1.5 usual
-    intervals half the limit suffices. The R peak is the extreme sample within 60 ms, in the direction in which the
-    beats of the whole signal stand out.
+    29:101): at about 125 Hz, the running sum over 96 ms of how much the signal bends, its maxima 200 ms apart; a
+    maximum is a beat above a limit between the medians of the last eight beats and of the last eight other maxima, the
+    first ones taken from the maxima of the first eight seconds; within 360 ms a far smaller one is a T wave; after 1.5
+    usual intervals half the limit suffices. The R peak is the extreme sample within 60 ms, in the direction in which
+    the beats of the whole signal stand out.
     """
     signal_T = _checked(signal_T, 1, fs)
     step, work_3N, place_2M, level_4B = _room(len(signal_T), fs)

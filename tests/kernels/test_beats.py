@@ -128,16 +128,13 @@ def twin_r_peaks(signal, fs):
     step = max(1, round(fs / 125))
     rate, n = fs / step, len(signal) // step
     low = np.array([np.sum(signal[i * step : (i + 1) * step], dtype=np.float64) for i in range(n)])
-    half, width = max(1, round(0.016 * rate)), max(1, round(0.096 * rate))
-    slope = np.zeros(n)
-    for i in range(half, n - half):
-        slope[i] = abs(low[i : i + half].sum() - low[i - half : i].sum())
-    energy = np.zeros(n)
-    for i in range(width // 2, n - width + width // 2):
-        energy[i] = slope[i - width // 2 : i - width // 2 + width].sum()
+    third, width = round(0.024 * rate), round(0.096 * rate)
+    low = np.pad(low, (3 * third // 2, 3 * third - 1 - 3 * third // 2), mode="edge")
+    bend = np.abs(np.convolve(low, np.repeat([-1, 2, -1], third), "valid"))
+    energy = np.array([bend[max(0, i - width // 2) : i - width // 2 + width].sum() for i in range(n)])
     peaks = []
     for i in range(1, n - 1):
-        if energy[i - 1] < energy[i] >= energy[i + 1]:
+        if energy[i - 1] < energy[i] >= energy[i + 1] and energy[i] > 1e-4 * np.abs(low).max():
             if not peaks or i - peaks[-1] > int(0.2 * rate):
                 peaks.append(i)
             elif energy[i] > energy[peaks[-1]]:
@@ -191,6 +188,7 @@ def test_windows_without_a_heart_have_no_features():
     assert np.isnan(heart_features(np.full((1, 5000), 3.5, np.float32), 500)).all()
     ramp, step, spike = np.linspace(0, 5, 5000), np.repeat([0.0, 1.0], 2500), np.eye(1, 5000, 2500)[0]
     assert np.isnan(heart_features(np.stack([ramp, step, spike]), 500)).all()
+    assert np.isnan(heart_features((ramp[None] + 1000).astype(np.float32), 500)).all()
 
 
 def test_a_sample_that_is_not_finite_leaves_its_window_alone_without_features():
