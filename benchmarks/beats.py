@@ -126,11 +126,8 @@ def agreement(folder):
             rate = heart_features(signal[None, first : first + n], record.fs)[0, 0]
             usual = 60 * record.fs / np.median(np.diff(inside)) if len(inside) > 2 else np.nan
             counts[rhythm[path.stem]] += 1, np.isfinite(rate), abs(rate / usual - 1) < 0.05
-    print(
-        print(
-            f"{folder.parent.name}/{folder.name}: heart rate of a window within 5 % of that from gqrs on the recording"
-        )
-    )
+    where = f"{folder.parent.name}/{folder.name}"
+    print(f"{where}: heart rate of a window within 5 % of that from gqrs on the whole recording")
     for name, (n, n_rates, n_close) in counts.items():
         print(f"  {name:<20} {n} windows, {n_rates} with a heart rate, {n_close / n_rates:.3f} of those agree")
 
