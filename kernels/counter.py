@@ -4,6 +4,9 @@ import numpy as np
 
 from anyecg.kernels._jit import kernel
 
+# 2^64 / the golden ratio.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
 
 @kernel
 def mix(value):
@@ -16,7 +19,7 @@ def mix(value):
 @kernel
 def mix_pair(seed, value):
     """Return 64 bits that depend on both arguments."""
-    return mix(mix(seed + np.uint64(0x9E3779B97F4A7C15)) ^ (value + np.uint64(0x9E3779B97F4A7C15)))
+    return mix(mix(seed + GOLDEN) ^ (value + GOLDEN))
 
 
 @kernel

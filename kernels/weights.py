@@ -3,7 +3,7 @@
 import numpy as np
 
 from anyecg.kernels._jit import kernel
-from anyecg.kernels.counter import mix_pair
+from anyecg.kernels.counter import GOLDEN, mix, mix_pair
 
 # Replicates whose weights lie side by side, so that kernels work on all of them at once; a row fills a cache line.
 LANES = 64
@@ -11,7 +11,6 @@ LANES = 64
 # Distribution function of Poisson(1) at 0, 1, 2, ..., scaled to 64 bits; beyond 12 lies less than 1e-10.
 _POISSON = np.array([sum(np.exp(-1.0) / np.prod(np.arange(1.0, k + 1)) for k in range(n + 1)) for n in range(13)])
 POISSON_64 = np.minimum(np.floor(_POISSON * 2.0**64), np.nextafter(2.0**64, 0)).astype(np.uint64)
-MOST = len(POISSON_64)
 
 
 @kernel
@@ -37,13 +36,26 @@ def _fill_rows(seed, first, cluster_P, poisson, weight_RP):
 
 
 @kernel
-def _fill_lanes(seed, first, cluster_P, poisson, weight_PR):
-    key_R = np.empty(weight_PR.shape[1], np.uint64)
-    for r in range(len(key_R)):
-        key_R[r] = mix_pair(seed, np.uint64(first + r))
+def _fill_lanes(seed, first, cluster_P, poisson, weight_PL):
+    """Fill a block of the same weights, lane beside lane: how many values of the distribution function lie below."""
+    key_L, bits_L, total_L = np.empty(LANES, np.uint64), np.empty(LANES, np.uint64), np.empty(LANES, np.int64)
+    for lane in range(LANES):
+        key_L[lane] = mix(mix_pair(seed, np.uint64(first + lane)) + GOLDEN)
     for p in range(len(cluster_P)):
-        for r in range(len(key_R)):
-            weight_PR[p, r] = _poisson(mix_pair(key_R[r], cluster_P[p]), poisson)
+        shifted = cluster_P[p] + GOLDEN
+        for lane in range(LANES):
+            bits_L[lane] = mix(key_L[lane] ^ shifted)
+        total_L[:] = 0
+        for k in range(len(poisson)):
+            n_above = 0
+            for lane in range(LANES):
+                is_above = np.int64(bits_L[lane] >= poisson[k])
+                total_L[lane] += is_above
+                n_above += is_above
+            if not n_above:
+                break
+        for lane in range(LANES):
+            weight_PL[p, lane] = total_L[lane]
 
 
 def seed_bits(seed):
@@ -82,11 +94,11 @@ class Resampling:
     def block(self, number):
         """Return int8 (clusters, LANES): the weights in replicates ``LANES`` x number and on."""
         if number not in self._kept:
-            weight_PR = np.empty((len(self.clusters), LANES), np.int8)
-            _fill_lanes(seed_bits(self.seed), number * LANES, self.clusters, POISSON_64, weight_PR)
+            weight_PL = np.empty((len(self.clusters), LANES), np.int8)
+            _fill_lanes(seed_bits(self.seed), number * LANES, self.clusters, POISSON_64, weight_PL)
             if len(self._kept) >= self._n_most:
-                return weight_PR
-            self._kept[number] = weight_PR
+                return weight_PL
+            self._kept[number] = weight_PL
         return self._kept[number]
 
 

@@ -1,6 +1,9 @@
 import csv
 import json
+import logging
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +18,17 @@ from anyecg.loaders.index import write_index
 from anyecg.loaders.shard_file import describe_shard
 from anyecg.loaders.stream import open_index
 from anyecg.loaders.values import draw_values
+from anyecg.train.added import MODELS
+from anyecg.train.delong import clustered_se, delong_se
 from anyecg.train.evaluate import EvaluateConfig, bootstrap_auroc, evaluate
 from anyecg.train.heads import ranked_of, scores_of
 from anyecg.train.intervals import interval_of
+from anyecg.train.measures import METRICS
+from anyecg.train.people import people_of
 from anyecg.train.predict import read_scores
 from anyecg.train.results import read_results
-from anyecg.train.units import one_target, truth_of, units_of
+from anyecg.train.thresholds import threshold_of
+from anyecg.train.units import cluster_keys, clusters_of, one_target, truth_of, units_of
 
 from ..conftest import anyecg, on_ranks
 from ..loaders.tiny import write_tiny_shard
@@ -254,20 +262,25 @@ def test_decisions_are_the_same_bytes_on_any_number_of_ranks(small_run, small_in
     assert found == [found[0]] * 3
 
 
+def write_shards(folder, sizes):
+    """Write tiny shards of (split, windows, visits), one draw in ten without values, and return their index."""
+    described = []
+    for number, (split, n_windows, n_visits) in enumerate(sizes):
+        path, first = folder / f"shard-{number:05d}.h5", 1000 * number
+        write_tiny_shard(path, split, n_windows, seed=number, first_patient=first, n_visits=n_visits, missing=0.1)
+        described.append(describe_shard(path))
+    counts = {"windows": sum(n_windows for _, n_windows, _ in sizes)}
+    write_index(folder, described, {"stage_hash": "3", "cohort_hash": "4", "counts": counts})
+    return open_index(folder)
+
+
 @pytest.fixture(scope="module")
 def valued(tmp_path_factory):
     """Return a run folder of tiny shards with measured values, one patient in ten without, and a regression on them."""
     run = tmp_path_factory.mktemp("valued") / "run"
     (run / "shards").mkdir(parents=True)
-    described = []
-    for number, (split, n_windows) in enumerate((("train", 64), ("val", 100), ("test", 400))):
-        path = run / "shards" / f"shard-{number:05d}.h5"
-        write_tiny_shard(path, split, n_windows, seed=number, first_patient=100 * number, n_visits=40, missing=0.1)
-        described.append(describe_shard(path))
-    counts = {"windows": 564}
-    write_index(run / "shards", described, {"stage_hash": "3", "cohort_hash": "4", "counts": counts})
+    index = write_shards(run / "shards", (("train", 64, 40), ("val", 100, 40), ("test", 400, 40)))
     (run / "config.toml").write_text("[evaluate]\nlevels = ['window', 'draw', 'visit']\nn_replicates = 100\n")
-    index = open_index(run / "shards")
     write_cohort(run / "cohort", cohort_of(index), "2")
     return run, index, predict_made(run, index, head="regression", value_mean=[0.5], value_sd=[0.3])
 
@@ -311,3 +324,167 @@ def test_regressions_are_the_same_bytes_on_any_number_of_ranks(valued, tmp_path)
     found = of_ranks(run, "predict", "evaluate")
     assert "regression.csv" in found[0]
     assert found == [found[0]] * 3
+
+
+def one_row(tables, name, **where):
+    (row,) = [row for row in tables[name] if all(row[key] == value for key, value in where.items())]
+    return row
+
+
+def test_thresholds_are_those_of_the_validation_split_by_the_rule(small_run, small_index, tmp_path):
+    scores = read_scores(small_run / "scores.h5", small_index)
+    units = units_of(small_index, scores, "val", 60, "window")
+    for rule in ("youden", "sensitivity", "f1"):
+        tables = evaluated(tmp_path, small_index, scores, levels=["window"], threshold=rule, sensitivity=0.8)
+        for number, row in enumerate(tables["rows"]):
+            one = one_target(units, number, "window")
+            assert row["threshold"] == pytest.approx(expit(threshold_of(one.logit, one.label, rule, 0.8)))
+
+
+def test_results_of_elsewhere_stand_beside_and_give_the_thresholds(small_run, small_index, tmp_path):
+    scores = read_scores(small_run / "scores.h5", small_index)
+    own = evaluated(tmp_path / "own", small_index, scores, levels=["draw"])
+    # Of another cohort there is no validation split.
+    rows, outputs = scores.windows["test"]
+    without = replace(scores, windows={**scores.windows, "val": (rows[:0], outputs[:0])})
+    results = str(tmp_path / "own/results.json")
+    tables = evaluated(tmp_path / "other", small_index, scores, levels=["draw"], internal=results)
+    for first, second in zip(own["rows"], tables["rows"], strict=True):
+        assert second["threshold"] == pytest.approx(first["threshold"], abs=1e-12)
+        for name, column in (("auroc", "auroc"), ("low", "auroc_low"), ("high", "auroc_high")):
+            np.testing.assert_array_equal(second[f"internal_{name}"], first[column])
+        assert np.isnan(first["internal_auroc"])
+    with pytest.raises(ModelError, match="windows of val without scores; run 'anyecg predict' again"):
+        evaluated(tmp_path / "none", small_index, without, levels=["draw"])
+    with pytest.raises(ModelError, match="no results; run 'anyecg evaluate' first"):
+        evaluated(tmp_path / "none", small_index, scores, internal=str(tmp_path / "nowhere.json"))
+
+
+def test_subgroups_are_those_of_the_people_and_small_ones_are_not_shown(tmp_path):
+    (tmp_path / "shards").mkdir()
+    index = write_shards(tmp_path / "shards", (("train", 64, 9), ("val", 64, 9), ("test", 600, 200)))
+    scores = predict_made(tmp_path, index)
+    cohort, targets = cohort_of(index), scores.card["targets"]
+    tables = evaluated(tmp_path, index, scores, levels=["draw"], baselines=False)
+    people, units = people_of(index, cohort), units_of(index, scores, "test", 60, "draw")
+    shown = [row for row in tables["subgroups"] if not row["reason"].startswith("too small")]
+    assert shown
+    assert len(shown) < len(tables["subgroups"])
+    for row in tables["subgroups"]:
+        number = targets.index(row["target"])
+        inside = people.groups(row["attribute"])[row["group"]]
+        one = one_target(units, number, "draw").only(inside[units.visit])
+        patient = units.patient[one.rows]
+        if min(len(set(patient[one.label == value])) for value in (0, 1)) < 10:
+            assert row["reason"] == "too small: fewer than 10 patients of a class"
+            assert all(np.isnan(row[key]) for key in ("n", "n_positive", "n_patients", "auroc", "auroc_low"))
+        else:
+            alone = bootstrap_auroc(one.logit, one.label, patient, n_replicates=50, seed=1)
+            assert [row["n"], row["n_positive"]] == [len(one.rows), one.label.sum()]
+            assert [row["auroc"], row["auroc_low"], row["auroc_high"]] == [alone.value, alone.low, alone.high]
+
+
+def test_baselines_are_judged_on_the_units_of_the_ecg_and_beside_the_best_of_them(small_run, small_index):
+    results = small_run / "results.json"
+    rows, baselines = read_results(results), read_results(results, "baselines")
+    assert [row["model"] for row in baselines[:5]] == list(MODELS)
+    assert len(baselines) == 5 * len(rows)
+    for own, of_models in zip(rows, np.reshape(baselines, (-1, 5)), strict=True):
+        by_model = dict(zip(MODELS, of_models, strict=True))
+        for row in of_models:
+            assert [row[key] for key in HEAD] == [own[key] for key in HEAD]
+        for metric in ("auroc", "auroc_low", "auroc_high", "auprc"):
+            np.testing.assert_equal(by_model["ecg"][metric], own[metric])
+        best = by_model["age-sex-heart"]
+        for model in ("ecg", "ecg+age-sex-heart"):
+            np.testing.assert_allclose(by_model[model]["difference"], by_model[model]["auroc"] - best["auroc"])
+        assert np.isnan(best["difference"])
+    # Rhythm tells atrial fibrillation by itself.
+    fibrillation = one_row({"rows": baselines}, "rows", target="atrial_fibrillation", level="window", model="heart")
+    assert fibrillation["auroc"] > 0.9
+
+
+def test_labels_of_the_test_split_change_no_threshold_and_no_fit(small_run, small_index, tmp_path):
+    scores, tables = read_scores(small_run / "scores.h5", small_index), dict(small_index.tables)
+    label_DC = np.array(tables["draw_labels"])
+    in_test = (np.asarray(tables["visit_split"]) == 2)[tables["draw_visit"]]
+    flipped = np.where(in_test[:, None] & (label_DC >= 0), 1 - label_DC, label_DC).astype(np.int8)
+    other = replace(small_index, tables={**tables, "draw_labels": flipped})
+    first, second = (
+        evaluated(tmp_path / name, index, scores, levels=["draw"]) for name, index in (("a", small_index), ("b", other))
+    )
+    assert [row["threshold"] for row in first["rows"]] == [row["threshold"] for row in second["rows"]]
+    for before, after in zip(first["baselines"], second["baselines"], strict=True):
+        np.testing.assert_allclose(after["auroc"], 1 - before["auroc"], atol=1e-12)
+
+
+def test_macro_means_are_over_the_targets_that_have_a_value(small_run):
+    rows, macro = (read_results(small_run / "results.json", table) for table in ("rows", "macro"))
+    assert len(macro) == 3 * len(METRICS)
+    for row in macro:
+        values = np.array([r[row["metric"]] for r in rows if r["level"] == row["level"]])
+        assert row["n_targets"] == (~np.isnan(values)).sum()
+        np.testing.assert_allclose(row["value"], np.nanmean(values) if row["n_targets"] else np.nan)
+
+
+def test_every_row_has_its_band_mark_errors_and_reason(small_run, small_index):
+    scores = read_scores(small_run / "scores.h5", small_index)
+    for row in read_results(small_run / "results.json"):
+        units = units_of(small_index, scores, "test", 60, row["level"])
+        one = one_target(units, small_index.targets.index(row["target"]), row["level"])
+        cluster = np.unique(units.patient[one.rows], return_inverse=True)[1]
+        alone = bootstrap_auroc(one.logit, one.label, cluster_keys(units.patient[one.rows]), n_replicates=200, seed=3)
+        assert row["auroc_se"] == pytest.approx(np.nanstd(alone.replicates, ddof=1))
+        assert row["auroc_se_delong"] == pytest.approx(delong_se(one.logit, one.label))
+        assert row["auroc_se_clustered"] == pytest.approx(clustered_se(one.logit, one.label, cluster))
+        assert row["band"] == (">= 0.65" if row["auroc"] >= 0.65 else "0.55-0.65" if row["auroc"] >= 0.55 else "< 0.55")
+        assert row["few_positive"] == (row["n_patients_positive"] < 10)
+        assert bool(row["reason"]) == np.isnan(row["auroc_low"])
+
+
+@pytest.mark.parametrize("unit", ["visit", "draw", "window"])
+def test_what_is_resampled_is_what_was_asked_for(small_run, small_index, tmp_path, unit):
+    scores = read_scores(small_run / "scores.h5", small_index)
+    tables = evaluated(tmp_path, small_index, scores, levels=["window"], unit=unit, baselines=False)
+    units = units_of(small_index, scores, "test", 60, "window")
+    for number, row in enumerate(tables["rows"]):
+        one = one_target(units, number, "window")
+        key = clusters_of(units, one.rows, unit)
+        assert len(np.unique(key)) == (len(key) if unit == "window" else len(np.unique(units.draw[one.rows])))
+        alone = bootstrap_auroc(one.logit, one.label, key, n_replicates=50, seed=1)
+        np.testing.assert_equal([row["auroc"], row["auroc_low"]], [alone.value, alone.low])
+
+
+def test_units_without_a_score_or_a_label_are_counted_and_give_no_number(small_run, small_index, tmp_path):
+    scores = read_scores(small_run / "scores.h5", small_index)
+    rows, outputs = scores.windows["test"]
+    some, none = outputs.copy(), outputs.copy()
+    some[:5], none[:, 1] = np.nan, np.inf
+    n_measured = (units_of(small_index, scores, "test", 60, "window").label_of(1) >= 0).sum()
+    for changed, n_unscored in ((some, 5), (none, n_measured)):
+        altered = replace(scores, windows={**scores.windows, "test": (rows, changed)})
+        tables = evaluated(tmp_path, small_index, altered, levels=["window"], baselines=False)
+        row = tables["rows"][1]
+        assert row["n_unscored"] == n_unscored
+        assert row["n"] + row["n_unscored"] == n_measured
+    assert row["reason"] == "no unit has a score"
+    assert np.isnan([row["auroc"], row["brier"], row["ece"]]).all()
+    unmeasured = np.array(small_index.tables["draw_labels"])
+    unmeasured[:, 0], unmeasured[:, 2] = -1, 0
+    other = replace(small_index, tables={**small_index.tables, "draw_labels": unmeasured})
+    tables = evaluated(tmp_path, other, scores, levels=["window"])
+    assert tables["rows"][0]["reason"] == "not measured"
+    assert tables["rows"][2]["reason"] == f"one class: 0 of {len(rows)} are positive"
+    assert {row["reason"] for row in tables["baselines"] if row["target"] == small_index.targets[0]} != {""}
+
+
+def test_the_binned_kernel_changes_values_by_nothing_and_intervals_by_little(small_run, small_index, tmp_path, caplog):
+    scores = read_scores(small_run / "scores.h5", small_index)
+    options = {"levels": ["window"], "baselines": False}
+    exact = evaluated(tmp_path, small_index, scores, **options)["rows"]
+    with caplog.at_level(logging.INFO):
+        binned = evaluated(tmp_path, small_index, scores, kernel="binned", **options)["rows"]
+    for first, second in zip(exact, binned, strict=True):
+        assert first["auroc"] == second["auroc"]
+        np.testing.assert_allclose(second["auroc_low"], first["auroc_low"], atol=0.02)
+    assert re.search(r"binned: AUROCs differ by at most [0-9.e+-]+ from the exact ones; bound [0-9.e+-]+", caplog.text)
