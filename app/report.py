@@ -94,7 +94,7 @@ def parts_of(tables, *, truth, notes, comparison=None):
     parts += [horizons_part(rows)] if len({row["horizon_min"] for row in rows}) > 1 else []
     parts += [calibration_part(rows, tables["calibration"])] if tables["calibration"] else []
     parts += [subgroups_part(rows, tables["subgroups"])] if tables["subgroups"] else []
-    parts += [baselines_part(tables["baselines"])] if tables["baselines"] else []
+    parts += [baselines_part(rows, tables["baselines"])] if tables["baselines"] else []
     return parts + ([comparison_part(comparison)] if comparison else [])
 
 

@@ -36,12 +36,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report; rows of ``targets`` are searched by name."""
+    """A table of the report.
+
+    Attributes
+    ----------
+    targets : bool
+        Each row is a target, searched by name.
+    stacked : bool
+        Intervals stand below their values, where there are many columns.
+    """
 
     columns: list
     rows: list
     axis: "Axis | None" = None
     targets: bool = True
+    stacked: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def _of_metric(rows, models):
         for row in others:
             cells += [signed(row, "difference"), p_value(row["p"]), p_value(row["p_holm"])]
         lines.append(Row(cells))
-    return Table(columns, lines, axis)
+    return Table(columns, lines, axis, stacked=len(models) > 2)
 
 
 def comparison_part(document):

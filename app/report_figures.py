@@ -60,7 +60,7 @@ def draw_calibration(bins, *, small=False):
     """
     largest = max((value for row in bins for value in (row["predicted"], row["observed"])), default=0) or 1.0
     step = 10.0 ** math.floor(math.log10(largest))
-    end = next(k * step for k in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if k * step >= largest - 1e-12)
+    end = next(k * step for k in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if k * step >= largest * (1 - 1e-9))
     points = [(100 * row["predicted"] / end, 100 - 100 * row["observed"] / end) for row in bins]
     line = " ".join(f"{x:.4g},{y:.4g}" for x, y in points)
     drawn = Markup('<path class="axes" d="M0 0V100H100M0 100L100 0"/><polyline points="{}"/>').format(line)
@@ -70,7 +70,7 @@ def draw_calibration(bins, *, small=False):
     ticks = Markup('<text x="0" y="110">0</text>')
     for x, y in ((100, 110), (-3, 6)):
         ticks += Markup('<text class="end" x="{}" y="{}">{:g}</text>').format(x, y, end)
-    return Markup('<svg class="curve" viewBox="-16 -4 120 118" role="img" aria-label="{}">{}{}{}</svg>').format(
+    return Markup('<svg class="curve" viewBox="-22 -4 126 118" role="img" aria-label="{}">{}{}{}</svg>').format(
         f"calibration curve, axes from 0 to {end:g}", drawn, dots, ticks
     )
 

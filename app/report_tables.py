@@ -71,6 +71,14 @@ def _best_first(rows):
     return sorted(rows, key=lambda row: -1 if math.isnan(row["auroc"]) else row["auroc"], reverse=True)
 
 
+def _targets_in_order(of_rows, rows):
+    """Return (target, its rows), as the main table has the targets."""
+    where = main_group(rows)
+    order = [row["target"] for row in _best_first([row for row in rows if _where(row) == where])]
+    by_target = {target: of_target for (target,), of_target in _by(of_rows, "target").items()}
+    return sorted(by_target.items(), key=lambda item: order.index(item[0]))
+
+
 def _marked(row):
     """Return a target's name and the attributes by which its row is found."""
     few = row.get("few_positive", 0) == 1
@@ -101,7 +109,7 @@ def _main_table(rows, axis, truth):
     units = UNITS[rows[0]["level"]]
     has_paper, has_internal = _has(rows, "paper_auroc"), _has(rows, "internal_auroc")
     has_band = any(row.get("band") for row in rows)
-    columns = [Column("Target", "text"), Column("", "plot"), Column("AUROC")]
+    columns = [Column("Target", "text"), Column("AUROC"), Column("", "plot")]
     columns += [Column("Best possible")] * bool(truth) + [Column("Paper")] * has_paper
     columns += [Column("Internal")] * has_internal + [Column("Band", "text")] * has_band
     columns += [Column("AUPRC"), Column("Positive patients"), Column(f"Positive {units}")]
@@ -110,7 +118,7 @@ def _main_table(rows, axis, truth):
         name, attributes = _marked(row)
         paper, internal = row.get("paper_auroc", math.nan), row.get("internal_auroc", math.nan)
         marks = (("truth", truth_of(row, truth)), ("internal", internal), ("paper", paper))
-        cells = [name, axis.lane(row, "auroc", marks=marks), with_interval(row, "auroc", _reason(row))]
+        cells = [name, with_interval(row, "auroc", _reason(row)), axis.lane(row, "auroc", marks=marks)]
         cells += [number(truth_of(row, truth))] * bool(truth) + [number(paper)] * has_paper
         if has_internal:
             ends = {f"internal_auroc{end}": row.get(f"internal{end}", math.nan) for end in ("_low", "_high")}
@@ -132,7 +140,7 @@ def _threshold_table(rows):
         cells = [name, number(row["threshold"]), *(with_interval(row, metric) for metric in metrics)]
         cells += [number(row[error], 4) for error in errors]
         lines.append(Row([*cells, f"{row['n_replicates']:,}", f"{row.get('n_unscored', 0):,}"], attributes))
-    return Table(columns, lines)
+    return Table(columns, lines, stacked=True)
 
 
 def _tally(rows):
@@ -196,19 +204,20 @@ def other_part(name, rows):
 def macro_part(macro):
     """Return the means over the targets, a row for each horizon and level."""
     groups = _by(macro, "horizon_min", "level")
-    metrics = [metric for metric in MEANS if any(row["metric"] == metric for row in macro)]
+    metrics = [metric for metric in MEANS if metric != "auroc" and any(row["metric"] == metric for row in macro)]
     of_auroc = [row for row in macro if row["metric"] == "auroc"]
     axis = Axis.over(of_auroc, ("value",), middle=0.5)
-    columns = [Column("Horizon, level", "text"), Column("", "plot")]
+    columns = [Column("Horizon, level", "text"), Column("AUROC"), Column("", "plot")]
     columns += [Column(MEANS[metric]) for metric in metrics] + [Column("Targets")]
     lines = []
     for (horizon_min, level), of_group in groups.items():
         found = {row["metric"]: row for row in of_group}
-        cells = [f"{horizon_min} min, {level}", axis.lane(found.get("auroc", {}), "value")]
+        cells = [f"{horizon_min} min, {level}", with_interval(found["auroc"], "value")]
+        cells.append(axis.lane(found["auroc"], "value"))
         cells += [with_interval(found[metric], "value") if metric in found else "–" for metric in metrics]
-        n = [found[metric]["n_targets"] for metric in metrics if metric in found]
+        n = [row["n_targets"] for row in of_group]
         lines.append(Row([*cells, f"{min(n)}" if min(n) == max(n) else f"{min(n)}–{max(n)}"]))
-    table = Table(columns, lines, axis, targets=False)
+    table = Table(columns, lines, axis, targets=False, stacked=True)
     return Part(
         "means", "Means over the targets", [Group("", [("", table)])],
         notes=["Each metric over the targets that have a value; the plot shows the AUROC."],
@@ -289,14 +298,14 @@ def subgroups_part(rows, subgroups):
         columns = [Column("Target", "text"), Column("", "plot"), Column("All")]
         columns += [Column(Markup("{}{}").format(key(k), name)) for k, name in enumerate(names)]
         lines = []
-        for (target,), of_target in _by(of_attribute, "target").items():
+        for target, of_target in _targets_in_order(of_attribute, rows):
             found = {row["group"]: row for row in of_target}
             whole = overall.get((target, *_where(of_target[0])), math.nan)
             marks = (("truth", whole),)
             lanes = [axis.lane(found[name], "auroc", k, marks) for k, name in enumerate(names) if name in found]
             cells = [_of_subgroup(found[name]) if name in found else "–" for name in names]
             lines.append(Row([target, Markup("").join(lanes), number(whole), *cells]))
-        groups.append(Group(ATTRIBUTES[attribute], [("", Table(columns, lines, axis))]))
+        groups.append(Group(ATTRIBUTES[attribute], [("", Table(columns, lines, axis, stacked=True))]))
     intro = [
         f"AUROC in groups of patients, {_title(*_where(subgroups[0]))}; a bar marks that of all. Below each figure: "
         "positive patients of all patients. Groups with fewer than 10 patients of a class are too small to show."
@@ -309,10 +318,10 @@ def _of_subgroup(row):
         said = row["reason"] or "no value"
         return Markup('<span class="no">– {}</span>').format(said.split(":")[0])
     counts = Markup("<small> {:,} of {:,}</small>").format(row["n_patients_positive"], row["n_patients"])
-    return Markup("{}<br>{}").format(with_interval(row, "auroc"), counts)
+    return Markup("{}{}").format(with_interval(row, "auroc"), counts)
 
 
-def baselines_part(baselines):
+def baselines_part(rows, baselines):
     """Return what age, sex and heart rate reach alone, and what the ECG adds, a group for each level."""
     horizon_min = baselines[0]["horizon_min"]
     axis = Axis.over(baselines, ("difference",), middle=0.0)
@@ -324,7 +333,7 @@ def baselines_part(baselines):
         columns += [Column(Markup("{}ECG alone").format(key(1))), Column("p, Holm")]
         lines = []
         n_better = 0
-        for (target,), of_target in _by(of_level, "target").items():
+        for target, of_target in _targets_in_order(of_level, rows):
             found = {row["model"]: row for row in of_target}
             cells = [with_interval(found[model], "auroc") if model in found else "–" for model in MODELS]
             compared = [found[model] for model in (added, alone)]
@@ -335,7 +344,7 @@ def baselines_part(baselines):
             lines.append(Row([target, *cells]))
         note = f"The ECG adds to the baseline in {n_better} of {len(lines)} targets (p by Holm below 0.05)."
         title = _title(horizon_min, level)
-        groups.append(Group(title, [("", Table(columns, lines, axis))], note, horizon_min, level))
+        groups.append(Group(title, [("", Table(columns, lines, axis, stacked=True))], note, horizon_min, level))
     intro = [
         "AUROC of simple models on the same units: age and sex; heart rate and its variability, from the same windows; "
         "both. Added by the ECG: ECG and both together, less both. ECG alone: the ECG, less both. The plot shows the "

@@ -51,7 +51,7 @@ def _row(generator, where, auroc, share, paper, internal):
 
 
 def _bins(generator, where, share):
-    predicted = share * np.linspace(0.2, 2.2, 10) ** 1.5
+    predicted = np.clip(share * np.linspace(0.2, 2.2, 10) ** 1.5, 0, 0.97)
     observed = np.clip(predicted * generator.uniform(0.7, 1.3, 10), 0, 1)
     return [
         {**where, "bin": k + 1, "n": 100, "predicted": float(predicted[k]), "observed": float(observed[k])}
@@ -91,7 +91,7 @@ def _baselines(generator, where, auroc, share):
 def made_tables(
     targets, *, paper=(), horizons=(60, 30, 15), levels=("window", "draw", "visit"), internal=False, seed=0
 ):
-    """Return all tables of a ``results.json``; the last target is not measured, the one before has one positive patient.
+    """Return all tables of a ``results.json``; the last target is never positive, the one before in one patient.
 
     Parameters
     ----------
