@@ -53,13 +53,13 @@ addEventListener("DOMContentLoaded", () => {
 
   function filterRows() {
     const words = chosen("target").toLowerCase().split(/\s+/);
-    const band = chosen("band");
+    const band = chosen("band") ?? "all";
     for (const [row, name] of rows) {
       const banded = band === "all" || !("band" in row.dataset) || row.dataset.band === band;
-      const many = !fields.few.checked || !("few" in row.dataset);
+      const many = !fields.few?.checked || !("few" in row.dataset);
       row.classList.toggle("out", !(banded && many && words.every(word => name.includes(word))));
     }
-    const main = document.querySelector("#results .group:not(.away) table");
+    const main = document.querySelector(".group:not(.away) table.targets");
     if (!main) return;
     const shown = [...main.tBodies[0].rows];
     tools.querySelector("output").textContent =

@@ -73,7 +73,7 @@ def _training_note(card, epochs):
     )
 
 
-def parts_of(tables, *, truth, notes, comparison=None):
+def parts_of(tables, *, truth, confidence, notes, comparison=None):
     """Return the parts of the report for which there are tables.
 
     Parameters
@@ -82,6 +82,8 @@ def parts_of(tables, *, truth, notes, comparison=None):
         The TABLES of ``results.json``, each perhaps empty; missing numbers are NaN.
     truth : dict
         {(target, horizon_min, level): best possible AUROC}, of simulated data.
+    confidence : float
+        Of the intervals.
     notes : list of str
         To stand below the main table.
     comparison : dict, optional
@@ -89,7 +91,7 @@ def parts_of(tables, *, truth, notes, comparison=None):
     """
     rows = tables["rows"]
     parts = [macro_part(tables["macro"])] if tables["macro"] else []
-    parts += [results_part(rows, truth, notes)] if rows else []
+    parts += [results_part(rows, truth, confidence, notes)] if rows else []
     parts += [other_part(name, tables[name]) for name in OTHER_TABLES if tables[name]]
     parts += [horizons_part(rows)] if len({row["horizon_min"] for row in rows}) > 1 else []
     parts += [calibration_part(rows, tables["calibration"])] if tables["calibration"] else []
@@ -119,10 +121,15 @@ def glance(tables):
 
 
 def choices(tables):
-    """Return what can be chosen: the horizons, the levels, and the horizon and level to begin with."""
+    """Return what can be chosen: horizons, levels, those to begin with, and whether targets have bands."""
     rows = tables["rows"] or tables["regression"]
     horizons, levels = (list(dict.fromkeys(row[name] for row in rows)) for name in ("horizon_min", "level"))
-    return {"horizons": horizons, "levels": levels, "main": main_group(rows)}
+    return {
+        "horizons": horizons,
+        "levels": levels,
+        "main": main_group(rows),
+        "banded": any(row.get("band") for row in rows),
+    }
 
 
 def _notes(config):
@@ -160,13 +167,16 @@ def write_report(config: Config):
         where = main_group(rows) if rows else None
         roc = draw_roc(index, scores, rows, *where) if where else None
         pictures = examples(index, scores, where[0]) if where else []
+    parts = parts_of(
+        tables, truth=truth, confidence=config.evaluate.confidence, notes=_notes(config), comparison=comparison
+    )  # fmt: skip
     n_test = len(np.unique(index.tables["visit_patient"][np.flatnonzero(index.tables["visit_split"][:] == 2)]))
     html = page(
         "report.html.j2", script="report.js", title="AnyECG-Lab report",
         subtitle=f"{len(index.targets)} targets, {index.head['counts']['windows']} windows of 10 s, "
         f"{len(np.unique(index.tables['visit_patient']))} patients, {n_test} of them in the test split",
         glance=glance(tables), **choices(tables),
-        parts=parts_of(tables, truth=truth, notes=_notes(config), comparison=comparison), roc=roc, training=training,
+        parts=parts, roc=roc, training=training,
         training_note=_training_note(card, epochs), examples=pictures, counts=_counts(cohort, index),
         versions=_versions(), config=render_config(config),
     )  # fmt: skip

@@ -207,3 +207,8 @@ def count_of(part, whole):
 def key(colour):
     """Return the mark that stands for a colour in a heading."""
     return Markup('<svg class="key" aria-hidden="true"><circle class="c{}"/></svg>').format(colour)
+
+
+def mark(name):
+    """Return a mark without interval, to stand in a legend."""
+    return Markup('<svg class="key" aria-hidden="true"><rect class="{}" x="50%"/></svg>').format(name)

@@ -13,6 +13,7 @@ from anyecg.app.report_cells import (
     Table,
     count_of,
     key,
+    mark,
     p_value,
     signed,
     with_interval,
@@ -154,7 +155,7 @@ def _tally(rows):
     return f"{said}; without interval: {without}; with fewer than 10 positive patients: {few}."
 
 
-def results_part(rows, truth, notes):
+def results_part(rows, truth, confidence, notes):
     """Return the main table of each horizon and level, and what there is at the threshold.
 
     Parameters
@@ -163,6 +164,8 @@ def results_part(rows, truth, notes):
         Of ``results.json``.
     truth : dict
         {(target, horizon_min, level): AUROC}
+    confidence : float
+        Of the intervals.
     notes : list of str
     """
     axis = Axis.over(rows, ("auroc",), middle=0.5, marks=("paper_auroc", "internal_auroc"))
@@ -171,16 +174,15 @@ def results_part(rows, truth, notes):
         ordered = _best_first(of_group)
         tables = [("", _main_table(ordered, axis, truth)), ("At the threshold", _threshold_table(ordered))]
         groups.append(Group(_title(*where), tables, _tally(of_group), *where))
-    notes = [
-        *notes,
-        *["Best possible: AUROC of the probability of the label given the true ECG parameters of a window (or of all "
-          "windows of a draw), by Monte Carlo from the law of the simulation; a bar in the plot."] * bool(truth),
-        *["Paper: its AUROC at 1 h and window level, on MC-MED split by visit; a diamond in the plot."]
-        * _has(rows, "paper_auroc"),
-        *["Internal: the AUROC of the same model on the cohort it comes from; a ring in the plot."]
-        * _has(rows, "internal_auroc"),
+    keys = [
+        (True, key(0), f"AUROC with {confidence:.0%} CI"),
+        (_has(rows, "paper_auroc"), mark("paper"), "the paper's, at 1 h and window level, on MC-MED split by visit"),
+        (_has(rows, "internal_auroc"), mark("internal"), "internal: the same model on the cohort it comes from"),
+        (bool(truth), mark("truth"), "best possible: AUROC of the probability of the label given the true ECG "
+         "parameters of a window (or of all windows of a draw), by Monte Carlo from the law of the simulation"),
     ]  # fmt: skip
-    return Part("results", "Results on the test split", groups, notes=notes)
+    legend = Markup("").join(Markup("<span>{}{}</span>").format(drawn, what) for there, drawn, what in keys if there)
+    return Part("results", "Results on the test split", groups, intro=[legend], notes=notes)
 
 
 def other_part(name, rows):
