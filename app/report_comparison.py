@@ -51,7 +51,9 @@ def comparison_part(document):
         From ``compare.json``.
     """
     models = document["models"]
-    rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in document["rows"]]
+    rows: list[dict] = [
+        {name: math.nan if value is None else value for name, value in row.items()} for row in document["rows"]
+    ]
     groups = [Group("Runs", [("", _models(models))])]
     for metric in dict.fromkeys(row["metric"] for row in rows):
         of_metric = [row for row in rows if row["metric"] == metric]

@@ -158,6 +158,15 @@ def test_a_table_without_rows_has_no_part(tables, absent):
     assert f'<section id="{name}">' not in made_page({**tables, absent: []})
 
 
+def test_values_have_their_table_and_no_bands(tables):
+    ends = {f"{metric}{end}": 0.5 for metric in ("mae", "r2", "spearman") for end in ("", "_low", "_high")}
+    where = {"target": "POTASSIUM", "horizon_min": 60, "level": "draw", "n": 1200, "n_patients": 400}
+    text = made_page({name: [where | ends] if name == "regression" else [] for name in tables})
+    values = ["0.500 0.500–0.500"] * 3
+    assert rows_of(text, "regression-1") == [["POTASSIUM", *values, "1,200", "400"]]
+    assert 'name="band"' not in text
+
+
 def test_a_comparison_in_the_run_folder_is_shown(small_run, small_index, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
     write_document(run / "compare.json", "anyecg-comparison", made_comparison(list(small_index.targets)))
