@@ -67,7 +67,7 @@ def _training_note(card, epochs):
     best_by = {"loss": "lowest validation loss", "auroc": "highest mean validation AUROC"}
     instead = f" {card['n_substituted']} samples stood in for damaged ones." if card.get("n_substituted") else ""
     return (
-        f"{card['model']}, {card['n_parameters']:,} parameters; epoch {card['epoch']} of {len(epochs)} has the "
+        f"{card['model']}, {card['n_parameters']:,} parameters; epoch {card['epoch']:g} of {len(epochs)} has the "
         f"{best_by[card['finetune'].get('best_by', 'loss')]} and is the one used. Median {rate:.0f} windows/s, "
         f"{waiting:.1%} of the time waiting for data.{instead}"
     )

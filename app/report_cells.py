@@ -175,10 +175,10 @@ def with_interval(row, metric, reason="no interval"):
     """Return a value with its CI, or with the reason why it has none."""
     low = row.get(f"{metric}_low", math.nan)
     if math.isnan(row[metric]):
-        return Markup('–<small class="no"> {}</small>').format(reason) if reason != "no interval" else "–"
+        return Markup('– <small class="no">{}</small>').format(reason) if reason != "no interval" else "–"
     if math.isnan(low):
-        return Markup('{}<small class="no"> {}</small>').format(number(row[metric]), reason)
-    return Markup("{}<small> {}</small>").format(number(row[metric]), interval(row, metric))
+        return Markup('{} <small class="no">{}</small>').format(number(row[metric]), reason)
+    return Markup("{} <small>{}</small>").format(number(row[metric]), interval(row, metric))
 
 
 def signed(row, metric):
@@ -187,7 +187,7 @@ def signed(row, metric):
         return "–"
     low, high = (row.get(f"{metric}{end}", math.nan) for end in ("_low", "_high"))
     between = "no interval" if math.isnan(low) else f"{_sign(low)} to {_sign(high)}"
-    return Markup("{}<small> {}</small>").format(_sign(row[metric]), between)
+    return Markup("{} <small>{}</small>").format(_sign(row[metric]), between)
 
 
 def _sign(value):
@@ -201,7 +201,7 @@ def p_value(p):
 
 def count_of(part, whole):
     """Return a count beside what it is part of."""
-    return Markup("{:,}<small> of {:,}</small>").format(part, whole)
+    return Markup("{:,} <small>of {:,}</small>").format(part, whole)
 
 
 def key(colour):

@@ -151,8 +151,9 @@ def _tally(rows):
     said = f"{len(rows)} targets"
     if any(counts.values()):
         said += "; AUROC " + ", ".join(f"{text}: {n}" for text, n in counts.items())
-    without = sum(math.isnan(row.get("auroc_low", math.nan)) for row in rows)
-    return f"{said}; without interval: {without}; with fewer than 10 positive patients: {few}."
+    without = sum(math.isnan(row["auroc_low"]) for row in rows)
+    said += f"; without interval: {without}"
+    return said + (f"; with fewer than 10 positive patients: {few}." if "few_positive" in rows[0] else ".")
 
 
 def results_part(rows, truth, confidence, notes):
@@ -168,7 +169,8 @@ def results_part(rows, truth, confidence, notes):
         Of the intervals.
     notes : list of str
     """
-    axis = Axis.over(rows, ("auroc",), middle=0.5, marks=("paper_auroc", "internal_auroc"))
+    beside = [{**row, "truth": truth_of(row, truth)} for row in rows]
+    axis = Axis.over(beside, ("auroc",), middle=0.5, marks=("truth", "paper_auroc", "internal_auroc"))
     groups = []
     for where, of_group in _by(rows, "horizon_min", "level").items():
         ordered = _best_first(of_group)
@@ -319,7 +321,7 @@ def _of_subgroup(row):
     if math.isnan(row["auroc"]):
         said = row["reason"] or "no value"
         return Markup('<span class="no">– {}</span>').format(said.split(":")[0])
-    counts = Markup("<small> {:,} of {:,}</small>").format(row["n_patients_positive"], row["n_patients"])
+    counts = Markup(" <small>{:,} of {:,}</small>").format(row["n_patients_positive"], row["n_patients"])
     return Markup("{}{}").format(with_interval(row, "auroc"), counts)
 
 
