@@ -251,7 +251,7 @@ def horizons_part(rows):
 
 def calibration_part(rows, bins):
     """Return curves of some targets, and slope and error of all."""
-    curves = _by(bins, "target", "horizon_min", "level")
+    curves = _by([row for row in bins if row["n"]], "target", "horizon_min", "level")
     main = main_group(rows)
     axis = Axis.over(rows, ("calibration_slope",), middle=1.0)
     groups = []
@@ -339,7 +339,7 @@ def baselines_part(rows, baselines):
         n_better = 0
         for target, of_target in _targets_in_order(of_level, rows):
             found = {row["model"]: row for row in of_target}
-            cells = [with_interval(found[model], "auroc") if model in found else "–" for model in MODELS]
+            cells = [with_interval(found[model], "auroc", _reason(found[model])) for model in MODELS]
             compared = [found[model] for model in (added, alone)]
             cells.append(Markup("").join(axis.lane(row, "difference", k) for k, row in enumerate(compared)))
             for row in compared:
