@@ -102,7 +102,7 @@ class Axis:
     middle: float
 
     @classmethod
-    def over(cls, rows, metrics, *, middle, marks=()):
+    def over(cls, rows, metrics, *, middle, marks=(), within=(-math.inf, math.inf)):
         """Return the axis that holds the metrics of all rows and nearly all their intervals; longer ones are cut.
 
         Parameters
@@ -112,12 +112,15 @@ class Axis:
             Each a column with ``_low`` and ``_high`` beside it.
         marks : tuple of str
             Columns without interval.
+        within : (float, float)
+            Beyond which the axis never reaches.
         """
         values = [row.get(name, math.nan) for row in rows for name in (*metrics, *marks)]
         values = [middle, *(value for value in values if not math.isnan(value))]
         ends = [row.get(f"{name}{end}", math.nan) for row in rows for name in metrics for end in ("_low", "_high")]
         ends = [end for end in ends if not math.isnan(end)] or [middle]
-        low, high = min(np.quantile(ends, 0.02), *values, middle), max(np.quantile(ends, 0.98), *values, middle)
+        low = max(min(np.quantile(ends, 0.02), *values), within[0])
+        high = min(max(np.quantile(ends, 0.98), *values), within[1])
         step = next((step for step in _STEPS if (high - low) / step <= 7), _STEPS[-1])
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         return cls(first * step, max(last, first + 1) * step, step, middle)
@@ -138,8 +141,9 @@ class Axis:
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
         n_steps = round((self.high - self.low) / self.step)
         every = 2 if n_steps > 5 else 1
-        ticks = [self.low + k * self.step for k in range(0, n_steps + 1, every)]
-        texts = [Markup('<text x="{}" y="11">{}</text>').format(self.at(t), f"{t + 0.0:.{digits}f}") for t in ticks]
+        first = round((self.middle - self.low) / self.step) % every
+        ticks = [self.low + k * self.step for k in range(first, n_steps + 1, every)]
+        texts = [Markup('<text x="{}" y="11">{}</text>').format(self.at(t), _minus(f"{t:z.{digits}f}")) for t in ticks]
         return Markup('<svg class="scale" aria-hidden="true">{}</svg>').format(_EMPTY.join(texts))
 
     def lane(self, row, metric, colour=0, marks=()):
@@ -159,14 +163,14 @@ class Axis:
         if not math.isnan(low):
             left, right = float(self.at(low)[:-1]), float(self.at(high)[:-1])
             drawn.append(Markup('<rect class="c{}" x="{:g}%" width="{:.4g}%"/>').format(colour, left, right - left))
-            if low < self.low - 1e-9:
-                drawn.append(Markup('<text class="c{}" x="-1" y="50%">‹</text>').format(colour))
-            if high > self.high + 1e-9:
-                drawn.append(Markup('<text class="c{} end" x="100%" y="50%">›</text>').format(colour))
         drawn += [
             Markup('<rect class="{}" x="{}"/>').format(name, self.at(mark)) for name, mark in marks if mark == mark
         ]
-        if not math.isnan(value):
+        if min(value, low) < self.low - 1e-9:
+            drawn.append(Markup('<text class="c{}" x="-1" y="50%">‹</text>').format(colour))
+        if max(value, high) > self.high + 1e-9:
+            drawn.append(Markup('<text class="c{} end" x="100%" y="50%">›</text>').format(colour))
+        if self.low - 1e-9 <= value <= self.high + 1e-9:
             drawn.append(Markup('<circle class="c{}" cx="{}"/>').format(colour, self.at(value)))
         return Markup("<svg>{}</svg>").format(_EMPTY.join(drawn))
 
@@ -177,8 +181,8 @@ def with_interval(row, metric, reason="no interval"):
     if math.isnan(row[metric]):
         return Markup('– <small class="no">{}</small>').format(reason) if reason != "no interval" else "–"
     if math.isnan(low):
-        return Markup('{} <small class="no">{}</small>').format(number(row[metric]), reason)
-    return Markup("{} <small>{}</small>").format(number(row[metric]), interval(row, metric))
+        return Markup('{} <small class="no">{}</small>').format(_minus(number(row[metric])), reason)
+    return Markup("{} <small>{}</small>").format(_minus(number(row[metric])), _minus(interval(row, metric)))
 
 
 def signed(row, metric):
@@ -191,7 +195,11 @@ def signed(row, metric):
 
 
 def _sign(value):
-    return f"{value:+.3f}".replace("-", "−")
+    return _minus(f"{value:+.3f}")
+
+
+def _minus(text):
+    return text.replace("-", "−")
 
 
 def p_value(p):

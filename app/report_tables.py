@@ -253,7 +253,7 @@ def calibration_part(rows, bins):
     """Return curves of some targets, and slope and error of all."""
     curves = _by([row for row in bins if row["n"]], "target", "horizon_min", "level")
     main = main_group(rows)
-    axis = Axis.over(rows, ("calibration_slope",), middle=1.0)
+    axis = Axis.over(rows, ("calibration_slope",), middle=1.0, within=(-1.0, 3.0))
     groups = []
     for where, of_group in _by(rows, "horizon_min", "level").items():
         columns = [Column("Target", "text"), Column("Curve", "curve"), Column("", "plot")]
@@ -328,7 +328,7 @@ def _of_subgroup(row):
 def baselines_part(rows, baselines):
     """Return what age, sex and heart rate reach alone, and what the ECG adds, a group for each level."""
     horizon_min = baselines[0]["horizon_min"]
-    axis = Axis.over(baselines, ("difference",), middle=0.0)
+    axis = Axis.over(baselines, ("difference",), middle=0.0, within=(-0.3, 0.3))
     added, alone = "ecg+age-sex-heart", "ecg"
     groups = []
     for (level,), of_level in _by(baselines, "level").items():

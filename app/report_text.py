@@ -20,7 +20,7 @@ def number(value, digits=3):
 def interval(row, metric):
     """Return the CI of a metric as text."""
     low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-    return "no interval" if np.isnan(low) else f"{low:.3f}–{high:.3f}"
+    return "no interval" if np.isnan(low) else f"{low:.3f}{' to ' if low < 0 else '–'}{high:.3f}"
 
 
 def main_group(rows):
