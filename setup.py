@@ -22,7 +22,9 @@ setup(
         "anyecg.app": [
             "page.css",
             "profile.html.j2",
+            "report.css",
             "report.html.j2",
+            "report.js",
             "demo/*.toml",
             "demo/*.csv",
             "demo/*.md",
@@ -72,6 +74,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pip-audit>=2.7",
+            "playwright>=1.50",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from anyecg.app.config import load_config
-from anyecg.app.report import aligned
+from anyecg.app.report_text import aligned
 from anyecg.loaders.errors import AnyECGError, ModelError
 from anyecg.loaders.files import write_document
 from anyecg.loaders.index import open_index

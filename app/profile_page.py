@@ -7,7 +7,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from anyecg.app.report import COLOURS, STYLE, aligned, page, svg
+from anyecg.app.page import COLOURS, STYLE, page, svg
+from anyecg.app.report_text import aligned
 from anyecg.loaders.files import replacing, write_document, write_text
 from anyecg.slurm.profile_numbers import NAMES, trace_events
 

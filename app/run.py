@@ -175,7 +175,7 @@ def _report(config):
 
 def run_chain(config):
     """Run all stages, print the results, write the report; return the exit code."""
-    from anyecg.app.report import text_results
+    from anyecg.app.report_text import text_results
     from anyecg.app.stages import check_inputs
 
     check_inputs(config)

@@ -27,7 +27,8 @@ def test_wheel_carries_rooms_template_and_demo(tmp_path):
     ]
     wanted = {f"anyecg/{path.relative_to(REPOSITORY)}" for path in rooms}
     wanted |= {f"anyecg/app/demo/{path.relative_to(DEMO)}" for path in DEMO.rglob("*") if path.is_file()}
-    wanted |= {f"anyecg/app/{name}" for name in ("page.css", "profile.html.j2", "report.html.j2")}
+    wanted |= {f"anyecg/app/{name}" for name in ("page.css", "profile.html.j2")}
+    wanted |= {f"anyecg/app/report.{end}" for end in ("css", "html.j2", "js")}
     wanted |= {"anyecg/loaders/targets108.csv", "anyecg/slurm/configs/mcmed.toml"}
     assert wanted <= names
 
