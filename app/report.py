@@ -133,12 +133,18 @@ def choices(tables):
 
 
 def _notes(config):
+    chosen = {
+        "youden": "that is best on the validation split (Youden)",
+        "sensitivity": f"that reaches a sensitivity of {config.evaluate.sensitivity:g} on the validation split",
+        "f1": "that has the best F1 on the validation split",
+    }
+    where = "of the internal results" if config.evaluate.internal else chosen[config.evaluate.threshold]
     return [
         f"{config.evaluate.confidence:.0%} confidence intervals, {config.evaluate.interval}, "
         f"{config.evaluate.n_replicates} bootstrap replicates that resample the {config.evaluate.unit}. Sensitivity, "
-        "specificity and F1 at the threshold that is best on the validation split (Youden). A value of 0 or 1, or "
-        "fewer than two patients of a class, has no interval. Level draw: mean logit of the windows of one draw; "
-        "draw-head: the head that reads them together.",
+        f"specificity, F1 and balanced accuracy at the threshold {where}. A value of 0 or 1, or fewer than two "
+        "patients of a class, has no interval. Level draw: mean logit of the windows of one draw; draw-head: the head "
+        "that reads them together.",
     ]
 
 

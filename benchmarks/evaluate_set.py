@@ -15,17 +15,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from anyecg.kernels.prepare import preset_hash
+from anyecg.loaders.cohort import Cohort
 from anyecg.loaders.files import FORMATS, digest, make_folder
 from anyecg.loaders.index import write_index
 from anyecg.loaders.shard_file import ShardWriter, describe_shard
 from anyecg.loaders.splits import SPLITS
 from anyecg.loaders.stream import open_index
 from anyecg.loaders.targets import read_targets
-from anyecg.train.predict import _write_scores, read_scores
+from anyecg.train.predict import read_scores, write_scores
 
 # The paper's test split, a fifth of all: pairs with each horizon, visits, draws; patients as its Table 1 suggests.
 PAIRS = {60: 3_934_378, 30: 3_026_394, 15: 2_043_526}
@@ -227,8 +229,22 @@ def make_set(folder, *, train=False, seed=0):
         **{key: index.head[key] for key in ("fs", "samples", "preset", "preset_hash", "target_hash")},
     }  # fmt: skip
     found = {f"{split}/windows": (index.windows_of(split), outputs[split]) for split in ("val", "test")}
-    _write_scores(Path(folder) / "scores.h5", found, index, card, "0")
+    write_scores(Path(folder) / "scores.h5", found, index, card, "0")
     return index
+
+
+def cohort_of(index):
+    """Return the cohort of such a set: nothing is known of anybody."""
+    tables = index.tables
+    people = {"visit": np.array(tables["visit_visit"]), "patient": np.array(tables["visit_patient"])}
+    n = len(people["visit"])
+    visits = pl.DataFrame({**people, "split": np.array(tables["visit_split"])}).with_columns(
+        age=pl.Series(np.full(n, np.nan)), sex=pl.Series(np.full(n, -1, np.int8))
+    )
+    nothing = pl.DataFrame()
+    return Cohort(
+        targets=index.targets, visits=visits, records=nothing, draws=nothing, quarantine=nothing, flow=[], root=Path()
+    )  # fmt: skip
 
 
 def say(folder, index, targets):

@@ -6,9 +6,9 @@ from anyecg.kernels._jit import kernel
 from anyecg.kernels.auroc import METRICS, _checked, _group, _step
 from anyecg.kernels.weights import LANES
 
-N_BINS = 1024
+N_BINS = 16_384
 # Cells of equal width from which the bins of equal counts are put together.
-_CELLS = 1 << 16
+_CELLS = 1 << 18
 # So that no sum of weights of a part of a bin leaves 16 bits.
 _PART = 2_000
 
@@ -59,6 +59,8 @@ def _bins(start_BC, row_N, weight_PL, with_auprc, out_LM, bound_L):
     twice_area, tied = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
     precision_sum, quotient = np.zeros(LANES), np.empty(LANES)
     for part in range(0, len(start_BC) - 1, 2):
+        if start_BC[part] == start_BC[part + 2]:
+            continue
         _sum_part(row_N, start_BC[part], start_BC[part + 1], weight_PL, room, group_fp)
         _sum_part(row_N, start_BC[part + 1], start_BC[part + 2], weight_PL, room, group_tp)
         _group(group_tp, group_fp, tp, fp, twice_area)

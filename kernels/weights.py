@@ -47,7 +47,7 @@ def _fill_lanes(seed, first, cluster_P, poisson, weight_PL):
             bits_L[lane] = mix(key_L[lane] ^ shifted)
         total_L[:] = 0
         for k in range(len(poisson)):
-            n_above = 0
+            n_above = np.int64(0)
             for lane in range(LANES):
                 is_above = np.int64(bits_L[lane] >= poisson[k])
                 total_L[lane] += is_above

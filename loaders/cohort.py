@@ -190,7 +190,7 @@ def open_cohort(folder):
         targets=tuple(document["targets"]), components=tuple(document["components"]), pairing=document["pairing"],
         may_overlap=document["may_overlap"], definition=tuple(map(tuple, document["definition"])),
         flow=[tuple(step) for step in document["flow"]],
-        root=Path(document["root"]), hash=document["hash"], **tables,
+        root=Path(document["root"]), hash=document["hash"], reference=read_reference(folder), **tables,
     )  # fmt: skip
 
 

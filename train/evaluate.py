@@ -63,7 +63,7 @@ class EvaluateConfig(Section):
     )
     sensitivity: float = Field(0.9, gt=0, le=1, description="what threshold = 'sensitivity' asks for")
     kernel: Literal["exact", "binned"] = Field(
-        "exact", description="binned: replicates of the areas from 1,024 bins of the scores; the error is printed"
+        "exact", description="binned: replicates of the areas from 16,384 bins of the scores; the error is printed"
     )
     subgroups: list[Attribute] = Field(["sex", "age", "race"], description="groups that AUROCs are shown for")
     baselines: bool = Field(True, description="what age, sex and heart rate say alone, and what the ECG adds to them")

@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from anyecg.loaders.errors import ModelError
 
 UNKNOWN = "unknown"
 SEXES = {0: "female", 1: "male", -1: UNKNOWN}
+OTHER = "other"
+# Races of fewer patients than this are not named.
+FEW = 10
 # Years at which the bands of age begin.
 AGES = (0, 40, 65, 80)
 
@@ -23,7 +27,7 @@ class People:
     sex : int array, shape (visits,)
         0 female, 1 male, -1 unknown.
     race : array of str, shape (visits,), or None
-        "unknown" where it is not given; None where the source has none.
+        "unknown" where it is not given, "other" where fewer than ten patients have it; None where the source has none.
     """
 
     age: np.ndarray
@@ -42,8 +46,8 @@ class People:
             groups[UNKNOWN] = np.isnan(self.age)
         else:
             race = np.full(len(self.age), UNKNOWN) if self.race is None else self.race
-            groups = {name: race == name for name in sorted(set(race.tolist()) - {UNKNOWN})}
-            groups[UNKNOWN] = race == UNKNOWN
+            last = [OTHER, UNKNOWN]
+            groups = {name: race == name for name in [*sorted(set(race.tolist()) - {*last}), *last]}
         groups = {name: inside for name, inside in groups.items() if inside.any()}
         return {} if set(groups) == {UNKNOWN} else groups
 
@@ -52,6 +56,15 @@ def _band(low, high):
     if not low:
         return f"under {high:.0f}"
     return f"{low:.0f} and over" if np.isinf(high) else f"{low:.0f}-{high - 1:.0f}"
+
+
+def _races(cohort):
+    """Return the race of each visit of a cohort, those of few patients as one."""
+    visits = cohort.visits.select("patient").with_columns(race=cohort.side["Race"].cast(str).fill_null(""))
+    visits = visits.with_columns(race=pl.col("race").replace("", UNKNOWN))
+    few = pl.col("patient").n_unique().over("race") < FEW
+    race = pl.when(few & (pl.col("race") != UNKNOWN)).then(pl.lit(OTHER)).otherwise(pl.col("race"))
+    return visits.select(race).to_series().to_numpy().astype(str)
 
 
 def people_of(index, cohort):
@@ -69,7 +82,7 @@ def people_of(index, cohort):
         raise ModelError(f"{index.folder}: visits that the cohort beside it does not have; run 'anyecg shard' again")
     race = None
     if "Race" in cohort.side.columns:
-        race = cohort.side["Race"].fill_null(UNKNOWN).cast(str).replace("", UNKNOWN).to_numpy().astype(str)[row]
+        race = _races(cohort)[row]
     return People(
         age=cohort.visits["age"].to_numpy().astype(np.float64)[row], sex=cohort.visits["sex"].to_numpy()[row], race=race
     )

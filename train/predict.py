@@ -86,7 +86,7 @@ def predict_shards(path, index: Index, model_folder, *, stream, comm, stage_hash
             if comm.rank == 0:
                 found |= {f"{split}/{name}": _joined_ranks([part[name] for part in gathered]) for name in outputs}
     if comm.rank == 0:
-        _write_scores(path, found, index, card, stage_hash)
+        write_scores(path, found, index, card, stage_hash)
     comm.barrier()
 
 
@@ -200,7 +200,8 @@ def _outputs(model, card, visits, stream, device, progress, n_ranks):
     return outputs
 
 
-def _write_scores(path, found, index, card, stage_hash):
+def write_scores(path, found, index, card, stage_hash):
+    """Write ``scores.h5``: of "SPLIT/windows" or "SPLIT/draw_HORIZON" the rows and the outputs."""
     with replacing(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
         file.attrs.update(
             {

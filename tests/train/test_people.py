@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -15,14 +17,29 @@ def test_people_are_found_by_their_visit_in_whatever_order(tiny_index):
     for number, key in enumerate(np.asarray(tiny_index.tables["visit_visit"]).tolist()):
         assert people.age[number] == cohort.visits["age"][rows[key]]
         assert people.sex[number] == cohort.visits["sex"][rows[key]]
-        assert people.race[number] == (cohort.side["Race"][rows[key]] or "unknown")
+        race = cohort.side["Race"][rows[key]] or "unknown"
+        assert people.race[number] in (race, "other")
+
+
+def test_races_of_fewer_than_ten_patients_are_not_named(tiny_index):
+    cohort = cohort_of(tiny_index)
+    n_rare, key = 7, np.asarray(tiny_index.tables["visit_visit"])
+    visits = pl.DataFrame(
+        {
+            "visit": np.append(key, key.max() + 1 + np.arange(30, dtype=np.uint64)),
+            "patient": np.arange(len(key) + 30), "age": 50.0, "sex": 0,
+        }
+    )  # fmt: skip
+    race = np.where(np.arange(visits.height) < n_rare, "Rare", "White")
+    people = people_of(tiny_index, replace(cohort, visits=visits, side=pl.DataFrame({"Race": race})))
+    assert people.race.tolist() == ["other"] * min(n_rare, len(key)) + ["White"] * (len(key) - n_rare)
 
 
 def test_a_cohort_of_other_visits_is_refused(tiny_index):
     cohort = cohort_of(tiny_index)
     other = cohort.visits.with_columns(pl.col("visit") + 1)
     with pytest.raises(ModelError, match="visits that the cohort beside it does not have; run 'anyecg shard' again"):
-        people_of(tiny_index, type(cohort)(**{**vars(cohort), "visits": other}))
+        people_of(tiny_index, replace(cohort, visits=other))
 
 
 def test_every_visit_is_in_one_group_of_each_attribute():
