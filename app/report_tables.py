@@ -347,7 +347,8 @@ def baselines_part(rows, baselines):
             # With few patients z is too sure, the interval by Student's t is not.
             n_better += compared[0]["p_holm"] < 0.05 and compared[0]["difference_low"] > 0
             lines.append(Row([target, *cells]))
-        note = f"The ECG adds to the baseline in {n_better} of {len(lines)} targets (interval above 0, p by Holm below 0.05)."
+        which = "interval above 0, p by Holm below 0.05"
+        note = f"The ECG adds to the baseline in {n_better} of {len(lines)} targets ({which})."
         title = _title(horizon_min, level)
         groups.append(Group(title, [("", Table(columns, lines, axis, stacked=True))], note, horizon_min, level))
     intro = [

@@ -2,13 +2,12 @@
 
     python -m benchmarks.evaluate_set --out FOLDER
     python -m benchmarks.evaluate_ranks --set FOLDER
-    python -m benchmarks.evaluate_ranks --set FOLDER --full          # three horizons, three levels, two ranks
+    python -m benchmarks.evaluate_ranks --set FOLDER --full      # three horizons, three levels, two ranks
 
 In each round: a loop of plain arithmetic alone and twice at once (what the second core is worth: under 1.8 the
 round is void); the evaluation of one horizon at the window level on one rank, twice at once on one rank each, and on
-two ranks.
-Each time is that of the whole process, from its start to its end. The efficiency of two ranks is their rate over that of
-the two copies. From the parts that ranks do not share follows what 128 ranks would take.
+two ranks. Each time is that of the whole process, from its start to its end. The efficiency of two ranks is their
+rate over that of the two copies. From the parts that ranks do not share follows what 128 ranks would take.
 """
 
 import argparse
