@@ -44,6 +44,7 @@ PATHS = (
     ("cohort", "targets"),
     ("finetune", "weights"),
     ("predict", "model"),
+    ("evaluate", "internal"),
 )
 
 

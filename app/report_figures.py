@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from anyecg.app.page import COLOURS, svg
 from anyecg.kernels.segment import FLAG_NAMES
 from anyecg.loaders.reader import WindowReader
+from anyecg.train.heads import scores_of
 from anyecg.train.units import one_target, units_of
 
 # What a training of each head lowers, and what its validation is judged by.
@@ -126,6 +127,7 @@ def draw_ecg(mv_T, fs):
 def examples(index, scores, horizon_min):
     """Show for each target the highest- and the lowest-scored positive and the highest-scored negative window."""
     units = units_of(index, scores, "test", horizon_min, "window")
+    scored, output_WC = scores.windows["test"]
     reader = WindowReader(index, run_chunks=1, n_slots=4)
     examples: list[dict] = []
     shown: set[int] = set()
@@ -143,10 +145,8 @@ def examples(index, scores, horizon_min):
             shown.add(window)
             mv_T = reader.read([window])[0, 0] * index.tables["window_scale"][window]
             flags = [name for flag, name in FLAG_NAMES.items() if index.tables["window_flags"][window] & flag]
-            said = [
-                f"{name} {1 / (1 + np.exp(-value)):.2f}"
-                for name, value in zip(index.targets, (of[row] for of in units.output_CU), strict=True)
-            ]
+            score_C = scores_of(output_WC[[np.searchsorted(scored, window)]], scores.card)[0]
+            said = [f"{name} {score:.2f}" for name, score in zip(index.targets, score_C, strict=True)]
             caption = f"{target} {what}. Scores: {', '.join(said[:8])}"
             caption += f". Flags: {', '.join(flags)}." if flags else "."
             examples.append({"caption": caption, "picture": draw_ecg(mv_T, index.head["fs"])})

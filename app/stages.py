@@ -137,6 +137,14 @@ def _run_shard(config, comm, stage_hash):
     )  # fmt: skip
 
 
+def _internal_hash(config):
+    """Return the hash of the results that stand beside; empty without any."""
+    path = config.evaluate.internal
+    if path and not Path(path).is_file():
+        raise ModelError(f"{path}: no such file; give the results.json of the model's own cohort as 'internal'")
+    return path and file_hash(path)
+
+
 def check_inputs(config):
     """Refuse a config whose model or weights are missing or do not fit, before hours of work on what comes first."""
     weights = config.finetune.weights
@@ -144,6 +152,7 @@ def check_inputs(config):
         raise ModelError(
             f"{weights}: no such file; give ECGFounder's .pth, or what import-weights made of it, as 'weights'"
         )
+    _internal_hash(config)
     join = config.finetune.join
     if config.predict.model:
         from anyecg.train.model import check_weights
@@ -224,7 +233,7 @@ def _wanted_evaluate(config):
     card = check_weights(model_folder(config))
     check_scores(_folder(config, "scores.h5"), _index(config), card["weights_sha256"])
     check_evaluation(config.evaluate, card)
-    beside = [config.evaluate.internal and file_hash(config.evaluate.internal), _hash_in(config, "cohort/cohort.json")]
+    beside = [_internal_hash(config), _hash_in(config, "cohort/cohort.json")]
     return digest([file_hash(_folder(config, "scores.h5")), config.evaluate.identity("ranks"), config.seed, beside])
 
 

@@ -9,8 +9,8 @@ from anyecg.kernels.weights import LANES
 METRICS = ("auroc", "auprc")
 # So that no sum of weights (at most 13 each) leaves 32 bits.
 MOST_UNITS = (1 << 31) // 16
-# So that no sum of weights of a run of negatives leaves 16 bits: the narrower, the more lanes a vector holds.
-_LONGEST_RUN = 2_000
+# Units of a stretch: with weights of 13 at most, half of them positive, 12 x 13 x 12 x 13 fits 16 bits.
+_STRETCH = 24
 # Bits of a unit: it is positive; the next one has the same score.
 _POSITIVE, _TIED = np.uint8(1), np.uint8(2)
 
@@ -56,20 +56,28 @@ def _add(total, weight_PL, p):
 
 
 @kernel
-def _flush(run, tp, fp, twice_area):
-    """Count a run of negatives that stands between positives, all at once."""
+def _flush(part_tp, part_fp, part_area, tp, fp, area):
+    """Add a stretch of units to the totals."""
     for k in range(LANES):
-        twice_area[k] += np.int64(2) * run[k] * tp[k]
+        area[k] += np.int64(part_fp[k]) * np.int64(tp[k])
     for k in range(LANES):
-        fp[k] += run[k]
-        run[k] = 0
+        area[k] += part_area[k]
+        part_area[k] = 0
+    for k in range(LANES):
+        tp[k] += part_tp[k]
+        part_tp[k] = 0
+    for k in range(LANES):
+        fp[k] += part_fp[k]
+        part_fp[k] = 0
 
 
 @kernel
-def _group(group_tp, group_fp, tp, fp, twice_area):
+def _group(group_tp, group_fp, tp, fp, area, tied):
     """Count units of one score, of which a negative beats half of the positives."""
     for k in range(LANES):
-        twice_area[k] += np.int64(group_fp[k]) * (np.int64(2) * tp[k] + group_tp[k])
+        area[k] += np.int64(group_fp[k]) * np.int64(tp[k])
+    for k in range(LANES):
+        tied[k] += np.int64(group_fp[k]) * np.int64(group_tp[k])
     for k in range(LANES):
         tp[k] += group_tp[k]
     for k in range(LANES):
@@ -77,12 +85,12 @@ def _group(group_tp, group_fp, tp, fp, twice_area):
 
 
 @kernel
-def _step(weight, tp, fp, quotient, precision_sum):
+def _step(weight, positive, negative, quotient, precision_sum):
     """Add weight x precision; in loops of their own, so that LLVM turns each into vectors."""
     for k in range(LANES):
-        quotient[k] = np.float64(tp[k] + fp[k]) + 1e-300  # 0 / 0 is 0 here
+        quotient[k] = np.float64(positive[k] + negative[k]) + 1e-300  # 0 / 0 is 0 here
     for k in range(LANES):
-        quotient[k] = np.float64(weight[k]) * np.float64(tp[k]) / quotient[k]
+        quotient[k] = np.float64(weight[k]) * np.float64(positive[k]) / quotient[k]
     for k in range(LANES):
         precision_sum[k] += quotient[k]
 
@@ -90,46 +98,52 @@ def _step(weight, tp, fp, quotient, precision_sum):
 @kernel
 def _lanes(kind, row, weight_PL, with_auprc, out_LM):
     """Fill (LANES, 2) from units sorted by falling score, every lane with its own weights of their clusters."""
-    tp, fp, run = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32), np.zeros(LANES, np.int16)
+    tp, fp = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     group_tp, group_fp = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
-    twice_area, precision_sum, quotient = np.zeros(LANES, np.int64), np.zeros(LANES), np.empty(LANES)
-    n_run = 0
+    area, tied = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
+    # Of a stretch: 16 bits, so that a vector holds more lanes.
+    part_tp, part_fp = np.zeros(LANES, np.int16), np.zeros(LANES, np.int16)
+    part_area = np.zeros(LANES, np.int16)
+    precision_sum, quotient = np.zeros(LANES), np.empty(LANES)
+    n_part = 0
     i = 0
     while i < len(kind):
+        if n_part == _STRETCH or kind[i] & _TIED:
+            _flush(part_tp, part_fp, part_area, tp, fp, area)
+            n_part = 0
         p = row[i]
-        if kind[i] == 0 and n_run < _LONGEST_RUN:
-            for k in range(LANES):
-                run[k] += weight_PL[p, k]
-            n_run += 1
-            i += 1
-            continue
-        if n_run:
-            _flush(run, tp, fp, twice_area)
-            n_run = 0
-            continue
-        if kind[i] == _POSITIVE:
-            for k in range(LANES):
-                tp[k] += weight_PL[p, k]
-            if with_auprc:
-                for k in range(LANES):
-                    group_tp[k] = weight_PL[p, k]
-                _step(group_tp, tp, fp, quotient, precision_sum)
-        else:
+        if kind[i] & _TIED:
             group_tp[:] = 0
             group_fp[:] = 0
             while kind[i] & _TIED:
                 _add(group_tp if kind[i] & _POSITIVE else group_fp, weight_PL, row[i])
                 i += 1
             _add(group_tp if kind[i] & _POSITIVE else group_fp, weight_PL, row[i])
-            _group(group_tp, group_fp, tp, fp, twice_area)
+            _group(group_tp, group_fp, tp, fp, area, tied)
             if with_auprc:
                 _step(group_tp, tp, fp, quotient, precision_sum)
+        elif kind[i]:
+            for k in range(LANES):
+                part_tp[k] += weight_PL[p, k]
+            if with_auprc:
+                for k in range(LANES):
+                    group_tp[k] = tp[k] + part_tp[k]
+                for k in range(LANES):
+                    group_fp[k] = fp[k] + part_fp[k]
+                _step(weight_PL[p], group_tp, group_fp, quotient, precision_sum)
+            n_part += 1
+        else:
+            for k in range(LANES):
+                part_area[k] += weight_PL[p, k] * part_tp[k]
+            for k in range(LANES):
+                part_fp[k] += weight_PL[p, k]
+            n_part += 1
         i += 1
-    _flush(run, tp, fp, twice_area)
+    _flush(part_tp, part_fp, part_area, tp, fp, area)
     out_LM[:] = np.nan
     for k in range(LANES):
         if tp[k] > 0 and fp[k] > 0:
-            out_LM[k, 0] = twice_area[k] / (2.0 * tp[k] * fp[k])
+            out_LM[k, 0] = (2 * area[k] + tied[k]) / (2.0 * tp[k] * fp[k])
             if with_auprc:
                 out_LM[k, 1] = precision_sum[k] / tp[k]
 
@@ -166,7 +180,7 @@ class Ranking:
         return out
 
     def under(self, weight_PL, *, with_auprc=True):
-        """Return float64 (LANES, 2): the METRICS under each lane's int8 weights of the clusters."""
+        """Return float64 (LANES, 2): the METRICS under each lane's int8 weights of the clusters, 0 to 13."""
         out_LM = np.empty((LANES, len(METRICS)))
         _lanes(self._kind, self.row, weight_PL, with_auprc, out_LM)
         return out_LM

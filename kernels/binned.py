@@ -56,23 +56,21 @@ def _sum_part(row_N, first, last, weight_PL, room, total):
 def _bins(start_BC, row_N, weight_PL, with_auprc, out_LM, bound_L):
     tp, fp = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     group_tp, group_fp, room = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32), np.zeros(LANES, np.int16)
-    twice_area, tied = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
+    area, tied = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
     precision_sum, quotient = np.zeros(LANES), np.empty(LANES)
     for part in range(0, len(start_BC) - 1, 2):
         if start_BC[part] == start_BC[part + 2]:
             continue
         _sum_part(row_N, start_BC[part], start_BC[part + 1], weight_PL, room, group_fp)
         _sum_part(row_N, start_BC[part + 1], start_BC[part + 2], weight_PL, room, group_tp)
-        _group(group_tp, group_fp, tp, fp, twice_area)
-        for k in range(LANES):
-            tied[k] += np.int64(group_tp[k]) * group_fp[k]
+        _group(group_tp, group_fp, tp, fp, area, tied)
         if with_auprc:
             _step(group_tp, tp, fp, quotient, precision_sum)
     out_LM[:] = np.nan
     bound_L[:] = np.nan
     for k in range(LANES):
         if tp[k] > 0 and fp[k] > 0:
-            out_LM[k, 0] = twice_area[k] / (2.0 * tp[k] * fp[k])
+            out_LM[k, 0] = (2 * area[k] + tied[k]) / (2.0 * tp[k] * fp[k])
             bound_L[k] = tied[k] / (2.0 * tp[k] * fp[k])
             if with_auprc:
                 out_LM[k, 1] = precision_sum[k] / tp[k]

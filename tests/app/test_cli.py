@@ -40,6 +40,7 @@ def labels_without(tmp_path, column):
     [
         (["run", "absent.toml"], "absent.toml: No such file or directory"),
         (["run", "config.toml", "cohort.labels=absent.csv"], "absent.csv: no such file"),
+        (["run", "config.toml", "evaluate.internal=absent.json"], "absent.json: no such file"),
         (["run", "config.toml", "cohort.path=absent"], "absent: no such folder"),
         (["run", "config.toml", "finetune.epoch=3"], "nearest known key: 'finetune.epochs'"),
         (["shard", "config.toml"], "holds no cohort; run 'anyecg cohort'"),
