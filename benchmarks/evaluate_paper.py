@@ -19,7 +19,7 @@ import numpy as np
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
-from anyecg.kernels.binned import BinnedRanking
+from anyecg.kernels.binned import LEAST_UNITS, BinnedRanking
 from anyecg.kernels.weights import Resampling
 from anyecg.loaders.stream import open_index
 from anyecg.train.measures import Areas, replicates_of
@@ -76,7 +76,9 @@ class BinnedAreas(BinnedRanking):
 
 
 def binned(units, n_replicates):
-    """Return the replicates of the binned kernel."""
+    """Return the replicates of the binned kernel, as the evaluation does: the exact one's with few units."""
+    if len(units.score) < LEAST_UNITS:
+        return exact(units, n_replicates)
     areas = BinnedAreas(units.score, units.label, units.row)
     return replicates_of(areas, units.resampling, 0, n_replicates)[:, 0]
 
@@ -133,17 +135,20 @@ def seconds_each(table, numbers, n_rounds):
 
 def run_whole(table, loop_seconds):
     """Run ours over all targets, on one core, and print the time and the error of the bins."""
-    seconds, error = {exact: 0.0, binned: 0.0}, 0.0
+    seconds, errors = {exact: 0.0, binned: 0.0}, []
     for number in range(len(table.targets)):
-        found = {}
+        found, units = {}, table.units(number)
         for method in seconds:
             start = time.perf_counter()
-            found[method] = method(table.units(number), N_REPLICATES)
+            found[method] = method(units, N_REPLICATES)
             seconds[method] += time.perf_counter() - start
-        error = max(error, float(np.nanmax(abs(found[exact] - found[binned]))))
+        errors.append(float(np.nanmax(abs(found[exact] - found[binned]))))
     for method, each in seconds.items():
         print(f"{method.__name__}, for real: {each:.4g} s, {loop_seconds / each:.4g}x the extrapolated loop")
-    print(f"binned: no replicate of any target is further than {error:.1e} from the exact one")
+    print(
+        f"binned: largest error of any replicate {max(errors):.1e}; its median over the targets "
+        f"{statistics.median(errors):.1e}"
+    )
 
 
 def main():

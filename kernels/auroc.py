@@ -11,8 +11,8 @@ METRICS = ("auroc", "auprc")
 MOST_UNITS = (1 << 31) // 16
 # Units of a stretch: with weights of 13 at most, half of them positive, 12 x 13 x 12 x 13 fits 16 bits.
 _STRETCH = 24
-# Bits of a unit: it is positive; the next one has the same score.
-_POSITIVE, _TIED = np.uint8(1), np.uint8(2)
+# Bits of an entry: it is positive; it is the first of several of one score, of which one at least is positive.
+_POSITIVE, _GROUP = np.uint8(1), np.uint8(2)
 
 
 @kernel
@@ -50,19 +50,22 @@ def _measure(score, label, weight, out):
 
 
 @kernel
-def _add(total, weight_PL, p):
+def _add(total, weight_PL, p, times):
     for k in range(LANES):
-        total[k] += weight_PL[p, k]
+        total[k] += weight_PL[p, k] * times
 
 
 @kernel
-def _flush(part_tp, part_fp, part_area, tp, fp, area):
+def _flush(part_tp, part_fp, part_area, part_tied, tp, fp, area, tied):
     """Add a stretch of units to the totals."""
     for k in range(LANES):
         area[k] += np.int64(part_fp[k]) * np.int64(tp[k])
     for k in range(LANES):
         area[k] += part_area[k]
         part_area[k] = 0
+    for k in range(LANES):
+        tied[k] += part_tied[k]
+        part_tied[k] = 0
     for k in range(LANES):
         tp[k] += part_tp[k]
         part_tp[k] = 0
@@ -96,56 +99,102 @@ def _step(weight, positive, negative, quotient, precision_sum):
 
 
 @kernel
-def _lanes(kind, row, weight_PL, with_auprc, out_LM):
-    """Fill (LANES, 2) from units sorted by falling score, every lane with its own weights of their clusters."""
+def _lanes(kind, row, count, size_G, total_G, weight_PL, with_auprc, out_LM):
+    """Fill (LANES, 2) from entries by falling score, every lane with its own weights of their clusters."""
     tp, fp = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     group_tp, group_fp = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     area, tied = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
     # Of a stretch: 16 bits, so that a vector holds more lanes.
     part_tp, part_fp = np.zeros(LANES, np.int16), np.zeros(LANES, np.int16)
-    part_area = np.zeros(LANES, np.int16)
+    part_area, part_tied = np.zeros(LANES, np.int16), np.zeros(LANES, np.int16)
+    first_tp, first_fp, weight = np.empty(LANES, np.int16), np.empty(LANES, np.int16), np.empty(LANES, np.int16)
     precision_sum, quotient = np.zeros(LANES), np.empty(LANES)
-    n_part = 0
-    i = 0
+    i = group = n_part = 0
     while i < len(kind):
-        if n_part == _STRETCH or kind[i] & _TIED:
-            _flush(part_tp, part_fp, part_area, tp, fp, area)
+        n_entries, n_units = 1, count[i]
+        if kind[i] & _GROUP:
+            n_entries, n_units = size_G[group], total_G[group]
+            group += 1
+        if n_part + n_units > _STRETCH:
+            _flush(part_tp, part_fp, part_area, part_tied, tp, fp, area, tied)
             n_part = 0
-        p = row[i]
-        if kind[i] & _TIED:
+        if n_units > _STRETCH:
             group_tp[:] = 0
             group_fp[:] = 0
-            while kind[i] & _TIED:
-                _add(group_tp if kind[i] & _POSITIVE else group_fp, weight_PL, row[i])
-                i += 1
-            _add(group_tp if kind[i] & _POSITIVE else group_fp, weight_PL, row[i])
+            for entry in range(i, i + n_entries):
+                _add(group_tp if kind[entry] & _POSITIVE else group_fp, weight_PL, row[entry], count[entry])
             _group(group_tp, group_fp, tp, fp, area, tied)
             if with_auprc:
                 _step(group_tp, tp, fp, quotient, precision_sum)
-        elif kind[i]:
+            i += n_entries
+            continue
+        n_part += n_units
+        if n_entries > 1:
             for k in range(LANES):
-                part_tp[k] += weight_PL[p, k]
-            if with_auprc:
+                first_tp[k] = part_tp[k]
+            for k in range(LANES):
+                first_fp[k] = part_fp[k]
+        # The negatives of a group come first: they are below the positives before it alone.
+        for entry in range(i, i + n_entries):
+            p, times = row[entry], np.int16(count[entry])
+            for k in range(LANES):
+                weight[k] = weight_PL[p, k] * times
+            if kind[entry] & _POSITIVE:
                 for k in range(LANES):
-                    group_tp[k] = tp[k] + part_tp[k]
+                    part_tp[k] += weight[k]
+            else:
                 for k in range(LANES):
-                    group_fp[k] = fp[k] + part_fp[k]
-                _step(weight_PL[p], group_tp, group_fp, quotient, precision_sum)
-            n_part += 1
-        else:
+                    part_area[k] += weight[k] * part_tp[k]
+                for k in range(LANES):
+                    part_fp[k] += weight[k]
+        i += n_entries
+        if n_entries > 1:
             for k in range(LANES):
-                part_area[k] += weight_PL[p, k] * part_tp[k]
+                part_tied[k] += (part_tp[k] - first_tp[k]) * (part_fp[k] - first_fp[k])
+        if with_auprc and kind[i - 1] & _POSITIVE:
             for k in range(LANES):
-                part_fp[k] += weight_PL[p, k]
-            n_part += 1
-        i += 1
-    _flush(part_tp, part_fp, part_area, tp, fp, area)
+                group_tp[k] = tp[k] + part_tp[k]
+            for k in range(LANES):
+                group_fp[k] = fp[k] + part_fp[k]
+            if n_entries > 1:
+                for k in range(LANES):
+                    weight[k] = part_tp[k] - first_tp[k]
+            _step(weight, group_tp, group_fp, quotient, precision_sum)
+    _flush(part_tp, part_fp, part_area, part_tied, tp, fp, area, tied)
     out_LM[:] = np.nan
     for k in range(LANES):
         if tp[k] > 0 and fp[k] > 0:
             out_LM[k, 0] = (2 * area[k] + tied[k]) / (2.0 * tp[k] * fp[k])
             if with_auprc:
                 out_LM[k, 1] = precision_sum[k] / tp[k]
+
+
+def _starts(is_same):
+    """Return where runs begin of which each member but the first is the same as the one before, and their lengths."""
+    first = np.flatnonzero(np.append(True, ~is_same))
+    return first, np.diff(np.append(first, len(is_same) + 1))
+
+
+def _entries(score, label, row):
+    """Return what the kernel walks over: sorted units, those of one score, label and cluster as one entry.
+
+    Windows that several draws share are such units.
+
+    Returns
+    -------
+    (kind, row, count) of each entry, (size, total) in entries and units of each group of one score with a positive
+    """
+    if not len(score):
+        return np.empty(0, np.uint8), row, row, row, row
+    same_score = score[1:] == score[:-1]
+    first, count = _starts(same_score & (label[1:] == label[:-1]) & (row[1:] == row[:-1]))
+    kind, score = label[first] * _POSITIVE, score[first]
+    group, size = _starts(score[1:] == score[:-1])
+    total = np.add.reduceat(count, group)
+    # The last of a group is positive if any is.
+    is_group = (size > 1) & label[first][group + size - 1]
+    kind[group[is_group]] |= _GROUP
+    return kind, row[first], count, size[is_group], total[is_group]
 
 
 class Ranking:
@@ -167,11 +216,12 @@ class Ranking:
 
     def __init__(self, score, label, row):
         score, label = _checked(score, label, row)
-        order = falling_order(score)
+        negatives_first = np.concatenate([np.flatnonzero(~label), np.flatnonzero(label)])
+        # -0.0 is 0.0, and sorted as that.
+        order = negatives_first[falling_order(score[negatives_first] + score.dtype.type(0))]
         self.score, self.label = score[order], label[order]
-        self._kind = self.label * _POSITIVE
-        self._kind[:-1] |= (self.score[1:] == self.score[:-1]) * _TIED
         self.row = np.asarray(row)[order].astype(np.int32)
+        self._entries = _entries(self.score, self.label, self.row)
 
     def measure(self):
         """Return the METRICS, float64 (2,), every unit counted once; NaN with one class."""
@@ -182,7 +232,7 @@ class Ranking:
     def under(self, weight_PL, *, with_auprc=True):
         """Return float64 (LANES, 2): the METRICS under each lane's int8 weights of the clusters, 0 to 13."""
         out_LM = np.empty((LANES, len(METRICS)))
-        _lanes(self._kind, self.row, weight_PL, with_auprc, out_LM)
+        _lanes(*self._entries, weight_PL, with_auprc, out_LM)
         return out_LM
 
 

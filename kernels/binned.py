@@ -6,11 +6,12 @@ from anyecg.kernels._jit import kernel
 from anyecg.kernels.auroc import METRICS, _checked, _group, _step
 from anyecg.kernels.weights import LANES
 
-N_BINS = 16_384
-# Cells of equal width from which the bins of equal counts are put together.
-_CELLS = 1 << 18
-# So that no sum of weights of a part of a bin leaves 16 bits.
-_PART = 2_000
+# Bins of equal counts, and the cells of equal width from which they are put together.
+N_BINS, _CELLS = 4_096, 1 << 16
+# With fewer units the exact kernel is as quick, and errors cancel less.
+LEAST_UNITS = 50_000
+# So that no sum of weights of so many entries, of so many units each, leaves 16 bits.
+_PART, _MOST_TIMES = 128, 16
 
 
 @kernel
@@ -37,23 +38,44 @@ def _sort_into_bins(score, label, row, low, per_cell, bin_of_cell, start_BC, row
 
 
 @kernel
-def _sum_part(row_N, first, last, weight_PL, room, total):
+def _merge(start, row_N, count_N):
+    """Make neighbours of one cluster in a part one entry, as windows of several draws are; return how many are left."""
+    n_entries = first = 0
+    for part in range(len(start) - 1):
+        last = start[part + 1]
+        start[part] = n_entries
+        for i in range(first, last):
+            at_start = n_entries == start[part]
+            if not at_start and row_N[n_entries - 1] == row_N[i] and count_N[n_entries - 1] < _MOST_TIMES:
+                count_N[n_entries - 1] += 1
+            else:
+                row_N[n_entries], count_N[n_entries] = row_N[i], 1
+                n_entries += 1
+        first = last
+    start[-1] = n_entries
+    return n_entries
+
+
+@kernel
+def _sum_part(row_E, count_E, first, last, weight_PL, room, total):
     """Fill the weights of a part, added up."""
-    total[:] = 0
+    for k in range(LANES):
+        total[k] = 0
     while first < last:
-        room[:] = 0
+        for k in range(LANES):
+            room[k] = 0
         stop = min(first + _PART, last)
         for i in range(first, stop):
-            p = row_N[i]
+            p, times = row_E[i], count_E[i]
             for k in range(LANES):
-                room[k] += weight_PL[p, k]
+                room[k] += weight_PL[p, k] * times
         for k in range(LANES):
             total[k] += room[k]
         first = stop
 
 
 @kernel
-def _bins(start_BC, row_N, weight_PL, with_auprc, out_LM, bound_L):
+def _bins(start_BC, row_E, count_E, weight_PL, with_auprc, out_LM, bound_L):
     tp, fp = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     group_tp, group_fp, room = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32), np.zeros(LANES, np.int16)
     area, tied = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
@@ -61,8 +83,8 @@ def _bins(start_BC, row_N, weight_PL, with_auprc, out_LM, bound_L):
     for part in range(0, len(start_BC) - 1, 2):
         if start_BC[part] == start_BC[part + 2]:
             continue
-        _sum_part(row_N, start_BC[part], start_BC[part + 1], weight_PL, room, group_fp)
-        _sum_part(row_N, start_BC[part + 1], start_BC[part + 2], weight_PL, room, group_tp)
+        _sum_part(row_E, count_E, start_BC[part], start_BC[part + 1], weight_PL, room, group_fp)
+        _sum_part(row_E, count_E, start_BC[part + 1], start_BC[part + 2], weight_PL, room, group_tp)
         _group(group_tp, group_fp, tp, fp, area, tied)
         if with_auprc:
             _step(group_tp, tp, fp, quotient, precision_sum)
@@ -97,6 +119,9 @@ class BinnedRanking:
         _sort_into_bins(
             score, label.view(np.uint8), np.asarray(row, np.int32), low, per_cell, bin_of_cell, self._start, self._row
         )  # fmt: skip
+        self._count = np.empty(n, np.int16)
+        n_entries = _merge(self._start, self._row, self._count)
+        self._row, self._count = self._row[:n_entries], self._count[:n_entries]
         self.bound_L = np.full(LANES, np.nan)
 
     def under(self, weight_PL, *, with_auprc=True):
@@ -105,7 +130,7 @@ class BinnedRanking:
         ``bound_L`` then holds the largest possible error of each lane's AUROC.
         """
         out_LM = np.empty((LANES, len(METRICS)))
-        _bins(self._start, self._row, weight_PL, with_auprc, out_LM, self.bound_L)
+        _bins(self._start, self._row, self._count, weight_PL, with_auprc, out_LM, self.bound_L)
         return out_LM
 
     def measure(self):

@@ -63,7 +63,7 @@ class EvaluateConfig(Section):
     )
     sensitivity: float = Field(0.9, gt=0, le=1, description="what threshold = 'sensitivity' asks for")
     kernel: Literal["exact", "binned"] = Field(
-        "exact", description="binned: replicates of the areas from 16,384 bins of the scores; the error is printed"
+        "exact", description="binned: replicates of the areas from bins of the scores; the error is printed"
     )
     subgroups: list[Attribute] = Field(["sex", "age", "race"], description="groups that AUROCs are shown for")
     baselines: bool = Field(True, description="what age, sex and heart rate say alone, and what the ECG adds to them")
@@ -323,7 +323,8 @@ def evaluate(folder, index, scores, config, cohort, *, seed, comm, stage_hash, n
     if comm.rank == 0:
         tables = Tables(config, scores.card, cohort.reference).of(done)
         if config.kernel == "binned":
-            error, bound = np.nanmax([of["binned"] for task in done if (of := task.facts).get("binned")], axis=0)
+            errors = [of["binned"] for task in done if (of := task.facts).get("binned")]
+            error, bound = np.nanmax([*errors, (0.0, 0.0)], axis=0)
             log.info("binned: AUROCs differ by at most %.1e from the exact ones; bound %.1e", error, bound)
         write_results(
             folder, tables, {"stage_hash": stage_hash, "index_hash": index.hash, "head": scores.card["head"]}

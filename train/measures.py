@@ -3,7 +3,7 @@
 import numpy as np
 
 from anyecg.kernels import auroc, calibration, called
-from anyecg.kernels.binned import BinnedRanking
+from anyecg.kernels.binned import LEAST_UNITS, BinnedRanking
 from anyecg.kernels.weights import LANES, n_blocks
 
 METRICS = (*auroc.METRICS, *called.METRICS, *calibration.METRICS)
@@ -31,12 +31,13 @@ class Binary:
     threshold : float
         Logit; units at or above it are called positive. NaN: what depends on it is NaN.
     kernel : {"exact", "binned"}
-        What measures the areas of replicates.
+        What measures the areas of replicates; with fewer than ``LEAST_UNITS`` the exact one in any case.
     """
 
     def __init__(self, logit, label, row, n_clusters, threshold, *, kernel="exact"):
         self.ranking = ranking = auroc.Ranking(logit, label, row)
-        self._binned = BinnedRanking(logit, label, row) if kernel == "binned" else None
+        is_binned = kernel == "binned" and len(ranking.score) >= LEAST_UNITS
+        self._binned = BinnedRanking(logit, label, row) if is_binned else None
         sorted_units = ranking.label, ranking.row, n_clusters
         self._called = called.Called(ranking.score >= threshold, *sorted_units)
         self._calibration = calibration.Calibration(ranking.score, *sorted_units)
@@ -52,7 +53,7 @@ class Binary:
         return self._joined(*(part.under(weight_PL) for part in (areas, self._called, self._calibration)))
 
     def errors(self):
-        """Return how far the binned AUROC is from the exact one, and at most could be; None of the exact kernel."""
+        """Return how far the binned AUROC is from the exact one, and at most could be; None with the exact kernel."""
         if self._binned is None:
             return None
         error = abs(self._binned.measure()[0] - self.ranking.measure()[0])
