@@ -297,14 +297,13 @@ def _shared(group, name, node):
     """Return the rows and outputs of a group, one copy a node, the outputs of each target side by side."""
     path, logit = group.file.filename, group["logit"]
 
-    def fill_rows(rows):
+    def read():
         with _readable(path):
-            rows[...] = group[name][...]
+            return group[name][...].astype(np.int64)
 
-    def turn(output_CW):
+    def turn(output_CW, rank, n_ranks):
         with _readable(path):
-            for start in range(0, len(logit), _CHUNK):
+            for start in range(rank * _CHUNK, len(logit), n_ranks * _CHUNK):
                 output_CW[:, start : start + _CHUNK] = logit[start : start + _CHUNK].T
 
-    rows = node.filled(group[name].shape, np.int64, fill_rows)
-    return rows, node.filled(logit.shape[::-1], np.float32, turn).T
+    return node.made(read), node.filled(logit.shape[::-1], np.float32, turn).T

@@ -25,16 +25,18 @@ class Node:
             from mpi4py import MPI
 
             self._node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self._is_first = self._node is None or self._node.rank == 0
+        self._rank: int = 0 if self._node is None else self._node.rank
+        self._size: int = 1 if self._node is None else self._node.size
         self._windows: list = []
 
     def filled(self, shape, dtype, fill):
-        """Return an array of the node that ``fill`` has filled, on its first rank.
+        """Return an array of the node that its ranks have filled together.
 
         Parameters
         ----------
         shape : tuple of int
-        fill : function of the array
+        fill : function of (array, rank, number of ranks)
+            Fills this rank's part.
 
         Raises
         ------
@@ -42,25 +44,29 @@ class Node:
             What ``fill`` raised on any node, on every rank; no room in /dev/shm.
         """
         array = self._empty(shape, np.dtype(dtype))
-        self._on_first(lambda: fill(array))
+        self._together(lambda: fill(array, self._rank, self._size))
         return array
 
     def made(self, make):
         """Return on every rank the array that ``make`` returns on the first rank of each node."""
-        found = self._on_first(lambda: np.ascontiguousarray(make()))
+        found = self._together(lambda: None if self._rank else np.ascontiguousarray(make()))
         if self._node is None:
             return found
         shape, dtype = self._node.bcast(None if found is None else (found.shape, found.dtype))
-        return self.filled(shape, dtype, lambda array: array.__setitem__(..., found))
 
-    def _on_first(self, work):
-        """Return what ``work`` returns on the node's first rank; every rank waits for it, and raises its error."""
+        def fill(array, rank, _):
+            if rank == 0:
+                array[...] = found
+
+        return self.filled(shape, dtype, fill)
+
+    def _together(self, work):
+        """Return what ``work`` returns; every rank waits for the others, and raises the first error of any."""
         found, error = None, None
-        if self._is_first:
-            try:
-                found = work()
-            except AnyECGError as cause:
-                error = cause
+        try:
+            found = work()
+        except AnyECGError as cause:
+            error = cause
         if self._comm is not None:
             share_error(self._comm, error)
         elif error is not None:
@@ -73,8 +79,8 @@ class Node:
             return np.empty(shape, dtype)
         from mpi4py import MPI
 
-        self._on_first(lambda: _check_room(n_bytes))
-        window = MPI.Win.Allocate_shared(n_bytes if self._is_first else 0, dtype.itemsize, comm=self._node)
+        self._together(lambda: None if self._rank else _check_room(n_bytes))
+        window = MPI.Win.Allocate_shared(0 if self._rank else n_bytes, dtype.itemsize, comm=self._node)
         self._windows.append(window)
         memory: Any = window.Shared_query(0)[0]
         return np.frombuffer(memory, dtype, count=math.prod(shape)).reshape(shape)

@@ -16,17 +16,18 @@ from anyecg.train.shared import Node
 
 comm = MPI.COMM_WORLD
 with Node(comm) as node:
-    filled = node.filled((3, 4), np.float32, lambda array: array.__setitem__(..., 7 + comm.rank))
+    filled = node.filled((6, 4), np.float32, lambda array, rank, n: array[rank::n].fill(7 + rank))
     made = node.made(lambda: np.arange(5) * (comm.rank + 1))
-    empty = node.filled((0, 4), np.int64, lambda array: None)
-    assert (filled == 7).all() and made.tolist() == [0, 1, 2, 3, 4] and empty.shape == (0, 4)
+    empty = node.filled((0, 4), np.int64, lambda array, rank, n: None)
+    assert filled[:, 0].tolist() == [7, 8, 9] * 2 and made.tolist() == [0, 1, 2, 3, 4] and empty.shape == (0, 4)
     comm.barrier()
     if comm.rank == comm.size - 1:
         made[0] = 42
     comm.barrier()
     assert made[0] == 42
-    def fail(array):
-        raise ModelError("damaged")
+    def fail(array, rank, n):
+        if rank == 1:
+            raise ModelError("damaged")
 
     for size in (10**14, 10):
         try:
@@ -43,7 +44,7 @@ def test_ranks_of_a_node_see_one_array_and_all_hear_of_an_error(tmp_path):
     assert done.returncode == 0, done.stderr
     said = done.stdout.split("said ")
     assert sum("GB free, the ranks of this node want to share 800000.0 GB" in text for text in said) == 3
-    assert sum("damaged (rank 0)" in text for text in said) == 3
+    assert sum("damaged (rank 1)" in text for text in said) == 3
 
 
 def test_a_process_alone_has_plain_arrays():
@@ -53,5 +54,5 @@ def test_a_process_alone_has_plain_arrays():
             node.filled((3,), np.int64, fail)
 
 
-def fail(array):
+def fail(array, rank, n):
     raise ModelError("damaged")
