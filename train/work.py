@@ -101,6 +101,7 @@ class _Store:
     def __init__(self, folder):
         self._folder = Path(folder)
         self._unsaved: dict[str, np.ndarray] = {}
+        self.written: list[str] = []
         self._saved_at = time.monotonic()
 
     def add(self, piece, measured, replicates):
@@ -120,11 +121,15 @@ class _Store:
             path = self._folder / f"{digest(sorted(self._unsaved))}.npz"
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **self._unsaved)
+            self.written.append(path.name)
         self._unsaved, self._saved_at = {}, time.monotonic()
 
-    def files(self) -> Iterator[dict]:
-        """Read the whole files there are; what a crash left unreadable does not count."""
-        for path in sorted(self._folder.glob("*.npz")):
+    def files(self, also=()) -> Iterator[dict]:
+        """Read the whole files there are; what a crash left unreadable does not count.
+
+        ``also`` names files of other ranks, which a list of the folder may not show yet where its file system is shared.
+        """
+        for path in sorted({*self._folder.glob("*.npz"), *(self._folder / name for name in also)}):
             try:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                     pieces = {name: found[name] for name in found.files}
@@ -179,12 +184,16 @@ def run_tasks(tasks, folder, *, n_replicates, comm):
         store.save()
     progress.finish()
     share_error(comm, error)
-    return _collected(tasks, pieces, store) if comm.rank == 0 else None, store.remove
+    written = comm.gather(store.written)
+    done = None
+    if comm.rank == 0:
+        done = _collected(tasks, pieces, store.files([name for names in written for name in names]))
+    return done, store.remove
 
 
-def _collected(tasks, pieces, store):
+def _collected(tasks, pieces, files):
     """Return every task with all its replicates."""
-    found = {name: array for file in store.files() for name, array in file.items()}
+    found = {name: array for file in files for name, array in file.items()}
     parts: dict[int, list] = {}
     for number, first, *_ in pieces:
         parts.setdefault(number, []).append(found[f"{number}:{first}/replicates"])
