@@ -117,7 +117,6 @@ class _Store:
     def save(self):
         """Write what is not written yet."""
         if self._unsaved:
-            self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{digest(sorted(self._unsaved))}.npz"
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **self._unsaved)
@@ -127,7 +126,7 @@ class _Store:
     def files(self, also=()) -> Iterator[dict]:
         """Read the whole files there are; what a crash left unreadable does not count.
 
-        ``also`` names files of other ranks, which a list of the folder may not show yet where its file system is shared.
+        ``also`` names files of other ranks, which on a shared file system a list of the folder may not show yet.
         """
         for path in sorted({*self._folder.glob("*.npz"), *(self._folder / name for name in also)}):
             try:
