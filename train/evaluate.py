@@ -242,8 +242,9 @@ def _costs(evaluation):
         draw = np.asarray(index.tables["pair_draw"])[index.pairs_of("test", horizon_min)]
         n_D = np.bincount(draw, minlength=len(label_DC))
         draws = np.flatnonzero(n_D)
-        measured_DC = is_measured(label_DC[draws]).astype(np.float32)
-        n_windows_C, n_draws_C = n_D[draws].astype(np.float32) @ measured_DC, measured_DC.sum(0)
+        # Whole numbers in float64: the same on every rank, whatever its BLAS.
+        measured_DC = is_measured(label_DC[draws]).astype(np.float64)
+        n_windows_C, n_draws_C = n_D[draws].astype(np.float64) @ measured_DC, measured_DC.sum(0)
         for level in evaluation.config.levels:
             n_C = n_windows_C if level == "window" else n_draws_C
             for target in range(len(evaluation.targets)):
