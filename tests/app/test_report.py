@@ -183,7 +183,8 @@ def test_all_108_targets_stay_a_moderate_file():
 
 
 @given(
-    st.lists(st.tuples(*[st.floats(0, 1)] * 3).map(sorted), min_size=1, max_size=20), st.sampled_from([0.0, 0.5, 1.0])
+    st.lists(st.tuples(*[st.floats(0, 1, allow_subnormal=False)] * 3).map(sorted), min_size=1, max_size=20),
+    st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_an_axis_holds_every_value_and_its_middle(triples, middle):
     rows = [{"a_low": low, "a": value, "a_high": high} for low, value, high in triples]
