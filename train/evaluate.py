@@ -19,7 +19,7 @@ from anyecg.train.intervals import interval_of
 from anyecg.train.measures import Areas, Binary, replicates_of
 from anyecg.train.people import people_of
 from anyecg.train.regress import regression_task
-from anyecg.train.results import read_results, write_results
+from anyecg.train.results import check_same_model, read_results, write_results
 from anyecg.train.tables import Tables
 from anyecg.train.thresholds import threshold_of
 from anyecg.train.units import (
@@ -162,6 +162,8 @@ class Evaluation:
         self.clusters = Clusters(index, config.unit, seed=seed)
         self.people = people_of(index, cohort)
         self.truth = {split: truth_of(index, scores.card, [split]) for split in ("test", "val")}
+        if config.internal:
+            check_same_model(config.internal, scores.card)
         self._internal = _thresholds(config.internal)
         # Two splits of a horizon and level at a time: at full size they take 0.3 GB.
         self.units = lru_cache(maxsize=2)(self._units)
@@ -327,9 +329,8 @@ def evaluate(folder, index, scores, config, cohort, *, seed, comm, stage_hash, n
             errors = [of["binned"] for task in done if (of := task.facts).get("binned")]
             error, bound = np.nanmax([*errors, (0.0, 0.0)], axis=0)
             log.info("binned: AUROCs differ by at most %.1e from the exact ones; bound %.1e", error, bound)
-        write_results(
-            folder, tables, {"stage_hash": stage_hash, "index_hash": index.hash, "head": scores.card["head"]}
-        )  # fmt: skip
+        document = {"stage_hash": stage_hash, "index_hash": index.hash}
+        write_results(folder, tables, document | {key: scores.card[key] for key in ("head", "weights_sha256")})
         forget()
     comm.barrier()
     return tables

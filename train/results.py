@@ -50,6 +50,27 @@ def without_nan(row):
     return {key: None if value != value else value for key, value in row.items()}
 
 
+def _document(path):
+    return read_document(
+        path, "anyecg-results", error=ModelError, missing=f"{path}: no results; run 'anyecg evaluate' first"
+    )  # fmt: skip
+
+
+def check_same_model(path, card):
+    """Refuse results of another model, whose thresholds would mean nothing here.
+
+    Raises
+    ------
+    ModelError
+    """
+    found = _document(path).get("weights_sha256")
+    if found != card["weights_sha256"]:
+        raise ModelError(
+            f"{path}: results of another model (weights {str(found)[:12]}, here {card['weights_sha256'][:12]}); "
+            "give those of the model in predict.model as evaluate.internal"
+        )
+
+
 def read_results(path, table="rows"):
     """Read the rows of a table of ``results.json``, missing numbers as NaN.
 
@@ -58,7 +79,5 @@ def read_results(path, table="rows"):
     ModelError
         No results there, or damaged ones.
     """
-    document = read_document(
-        path, "anyecg-results", error=ModelError, missing=f"{path}: no results; run 'anyecg evaluate' first"
-    )  # fmt: skip
+    document = _document(path)
     return [{key: float("nan") if value is None else value for key, value in row.items()} for row in document[table]]

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from anyecg.kernels.weights import LANES
-from anyecg.loaders.errors import AnyECGError
+from anyecg.loaders.errors import AnyECGError, ModelError
 from anyecg.loaders.files import digest, replacing
 from anyecg.loaders.progress import SharedProgress
 from anyecg.loaders.ranks import share_error
@@ -193,6 +193,8 @@ def run_tasks(tasks, folder, *, n_replicates, comm):
 def _collected(tasks, pieces, files):
     """Return every task with all its replicates."""
     found = {name: array for file in files for name, array in file.items()}
+    if lost := sum(f"{number}:{first}/replicates" not in found for number, first, *_ in pieces):
+        raise ModelError(f"{lost} of {len(pieces)} finished pieces cannot be read back; run 'anyecg evaluate' again")
     parts: dict[int, list] = {}
     for number, first, *_ in pieces:
         parts.setdefault(number, []).append(found[f"{number}:{first}/replicates"])

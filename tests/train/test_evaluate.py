@@ -356,6 +356,9 @@ def test_results_of_elsewhere_stand_beside_and_give_the_thresholds(small_run, sm
         assert np.isnan(first["internal_auroc"])
     with pytest.raises(ModelError, match="windows of val without scores; run 'anyecg predict' again"):
         evaluated(tmp_path / "none", small_index, without, levels=["draw"])
+    other = replace(scores, card={**scores.card, "weights_sha256": "0" * 64})
+    with pytest.raises(ModelError, match=r"results of another model .weights .*, here 000000000000.; give those of"):
+        evaluated(tmp_path / "none", small_index, other, levels=["draw"], internal=results)
     with pytest.raises(ModelError, match="no results; run 'anyecg evaluate' first"):
         evaluated(tmp_path / "none", small_index, scores, internal=str(tmp_path / "nowhere.json"))
 

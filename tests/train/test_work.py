@@ -96,6 +96,21 @@ def test_a_damaged_file_of_finished_pieces_counts_as_missing(tmp_path):
         assert len(done) == 10
 
 
+def test_pieces_that_vanish_before_they_are_collected_are_one_line(tmp_path):
+    tasks = tasks_of([])
+    last = tasks[-1].build
+
+    def build():
+        for path in (tmp_path / "store").iterdir():
+            path.unlink()
+        return last()
+
+    with pytest.raises(ModelError, match="no such thing"):
+        run(tasks_of([], fails=9), tmp_path / "store")
+    with pytest.raises(ModelError, match="10 of 11 finished pieces cannot be read back; run 'anyecg evaluate' again"):
+        run([*tasks[:-1], Task(tasks[-1].key, 9, 5, build)], tmp_path / "store")
+
+
 def test_a_killed_job_goes_on_where_it_stopped_on_any_number_of_ranks(tmp_path):
     (tmp_path / "job.py").write_text(textwrap.dedent(JOB))
 
