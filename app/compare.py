@@ -12,9 +12,9 @@ from anyecg.loaders.index import open_index
 from anyecg.loaders.progress import Progress
 from anyecg.train.compare import COLUMNS, Compared, check_comparable, compare
 from anyecg.train.decide import ALL, MEAN
-from anyecg.train.predict import index_of, read_scores
+from anyecg.train.evaluate_config import Level
 from anyecg.train.results import write_table
-from anyecg.train.units import Level
+from anyecg.train.scores import index_of, read_scores
 
 # Beyond this many targets the table shows those with the smallest p.
 MANY_TARGETS = 24

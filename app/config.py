@@ -2,23 +2,24 @@
 
 import difflib
 import tomllib
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import tomli_w
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from anyecg.loaders.augment import filtered_away
-from anyecg.loaders.cohort import CohortConfig
+from anyecg.loaders.cohort_config import CohortConfig
 from anyecg.loaders.errors import ConfigError
 from anyecg.loaders.files import write_text
 from anyecg.loaders.settings import Section
-from anyecg.loaders.shards import ShardConfig
-from anyecg.loaders.stream_config import StreamConfig
-from anyecg.train.evaluate import EvaluateConfig
+from anyecg.loaders.shard_config import ShardConfig
+from anyecg.loaders.stream_config import StreamConfig, filtered_away
+from anyecg.slurm.site import SlurmConfig
+from anyecg.train.evaluate_config import EvaluateConfig
 from anyecg.train.finetune_config import FinetuneConfig
-from anyecg.train.predict import PredictConfig
+from anyecg.train.predict_config import PredictConfig
 
 MAX_BYTES = 1_000_000
 
@@ -34,6 +35,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     predict: PredictConfig = PredictConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    slurm: SlurmConfig = SlurmConfig()
     deepspeed: dict[str, Any] = Field({}, description="DeepSpeed's own options, for what the keys above do not decide")
 
 
@@ -45,26 +47,41 @@ PATHS = (
     ("finetune", "weights"),
     ("predict", "model"),
     ("evaluate", "internal"),
+    ("slurm", "container"),
+    ("slurm", "scratch"),
 )
 
 
-def known_keys():
-    """Return every key of the config as dotted name -> field, in order."""
+def known_keys(section=Config):
+    """Return every key of a section as dotted name -> field: its own keys first, then the tables in it, in order."""
     keys: dict[str, FieldInfo] = {}
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            keys |= {f"{name}.{key}": inner for key, inner in section.model_fields.items()}
+    tables: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        if _is_section(field):
+            tables |= {f"{name}.{key}": inner for key, inner in known_keys(field.annotation).items()}
         else:
-            keys[name] = field
-    return keys
+            (tables if get_origin(field.annotation) is dict else keys)[name] = field
+    return keys | tables
 
 
-def _explain(error):
+def _is_section(field):
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _all_names(section):
+    """Return the dotted names of a section's keys, and of the tables they stand in."""
+    keys = list(known_keys(section))
+    parts = [name.split(".") for name in keys]
+    return list(dict.fromkeys([*keys, *(".".join(part[:n]) for part in parts for n in range(1, len(part)))]))
+
+
+def _explain(error, section=Config):
     """Return what one pydantic error means, with the nearest known key for an unknown one."""
     name = ".".join(str(part) for part in error["loc"])
+    # A line stays a line, whatever the key.
+    name = name if name.isprintable() else repr(name)[1:-1]
     if error["type"] == "extra_forbidden":
-        names = list(known_keys()) + list(Config.model_fields)
+        names = _all_names(section)
         near = difflib.get_close_matches(name, names, 1, 0.4)
         last = {known.split(".")[-1]: known for known in names}
         near = near or [last[key] for key in difflib.get_close_matches(name.split(".")[-1], last, 1, 0.4)]
@@ -77,7 +94,7 @@ def _explain(error):
 def _override(tree, text, folder):
     key, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"'{text}': wanted key=value, as in finetune.epochs=3")
+        raise ConfigError(f"{text!r}: wanted key=value, as in finetune.epochs=3")
     names = tuple(key.strip().split("."))
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
@@ -88,7 +105,7 @@ def _override(tree, text, folder):
     for name in names[:-1]:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"'{text}': '{name}' is a value, not a section")
+            raise ConfigError(f"{text!r}: {name!r} is a value, not a section")
     tree[names[-1]] = parsed
 
 
@@ -161,14 +178,19 @@ def load_config(path, overrides=()):
 
 def render_config(config):
     """Return the config as TOML, each key under its description."""
-    values = config.model_dump(mode="json")
-    lines, section = ["# anyecg config"], ""
-    for name, field in known_keys().items():
+    lines, section = ["# anyecg config"], []
+    for name, field in known_keys(type(config)).items():
         *where, key = name.split(".")
-        if where and where[0] != section:
-            section = where[0]
-            lines += ["", f"[{section}]"]
-        value = values[where[0]][key] if where else values[key]
+        value = reduce(getattr, [*where, key], config)
+        if isinstance(value, dict):
+            # A table of its own, under its full name.
+            section = [*where, key]
+            text = tomli_w.dumps(reduce(lambda inner, outer: {outer: inner}, reversed(section), value))
+            lines += ["", f"# {field.description}", text.strip()]
+            continue
+        if where != section:
+            section = where
+            lines += ["", f"[{'.'.join(where)}]"]
         lines += [f"# {field.description}", tomli_w.dumps({key: value}).strip()]
     return "\n".join(lines) + "\n"
 

@@ -55,9 +55,9 @@ def _dali():
     import numpy as np
     import torch
 
-    from anyecg.loaders.augment import AugmentConfig
     from anyecg.loaders.dali import make_pipeline
     from anyecg.loaders.source import Block
+    from anyecg.loaders.stream_config import AugmentConfig
 
     device_id = 0 if torch.cuda.is_available() else None
     window, label = np.arange(20, dtype=np.int16).reshape(1, 1, 20), np.zeros((1, 1), np.int8)

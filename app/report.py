@@ -25,9 +25,9 @@ from anyecg.app.stages import model_folder
 from anyecg.loaders.cohort import open_cohort, read_reference
 from anyecg.loaders.files import code_version, read_document, write_text
 from anyecg.loaders.index import open_index
-from anyecg.train.model import read_card
-from anyecg.train.predict import read_scores
+from anyecg.train.card import read_card
 from anyecg.train.results import read_results
+from anyecg.train.scores import read_scores
 
 PACKAGES = (
     "numpy", "scipy", "numba", "h5py", "torch", "deepspeed", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "mpi4py",
@@ -62,9 +62,11 @@ def _versions():
     return ", ".join(installed)
 
 
-def _training_note(card, epochs):
+def training_note(card, epochs):
+    """Return what the report says of a training: the network, the epoch taken and why, rates."""
     rate, waiting = (np.median([epoch[key] for epoch in epochs]) for key in ("windows_per_s", "waiting_share"))
-    best_by = {"loss": "lowest validation loss", "auroc": "highest mean validation AUROC"}
+    score = "R2" if card["head"] == "regression" else "AUROC"
+    best_by = {"loss": "lowest validation loss", "score": f"highest mean validation {score}"}
     instead = f" {card['n_substituted']} samples stood in for damaged ones." if card.get("n_substituted") else ""
     return (
         f"{card['model']}, {card['n_parameters']:,} parameters; epoch {card['epoch']:g} of {len(epochs)} has the "
@@ -132,7 +134,7 @@ def choices(tables):
     }
 
 
-def _notes(config):
+def _notes(config, index):
     chosen = {
         "youden": "that is best on the validation split (Youden)",
         "sensitivity": f"that reaches a sensitivity of {config.evaluate.sensitivity:g} on the validation split",
@@ -145,6 +147,7 @@ def _notes(config):
         f"specificity, F1 and balanced accuracy at the threshold {where}. A value of 0 or 1, or fewer than two "
         "patients of a class, has no interval. Level draw: mean logit of the windows of one draw; draw-head: the head "
         "that reads them together.",
+        *([f"Heart rate is that of lead {index.leads[index.rhythm_lead]}."] if len(index.leads) > 1 else []),
     ]
 
 
@@ -174,16 +177,17 @@ def write_report(config: Config):
         roc = draw_roc(index, scores, rows, *where) if where else None
         pictures = examples(index, scores, where[0]) if where else []
     parts = parts_of(
-        tables, truth=truth, confidence=config.evaluate.confidence, notes=_notes(config), comparison=comparison
+        tables, truth=truth, confidence=config.evaluate.confidence, notes=_notes(config, index), comparison=comparison
     )  # fmt: skip
     n_test = len(np.unique(index.tables["visit_patient"][np.flatnonzero(index.tables["visit_split"][:] == 2)]))
+    in_leads = f" in {len(index.leads)} leads" if len(index.leads) > 1 else ""
     html = page(
         "report.html.j2", script="report.js", title="AnyECG-Lab report",
-        subtitle=f"{len(index.targets)} targets, {index.head['counts']['windows']} windows of 10 s, "
+        subtitle=f"{len(index.targets)} targets, {index.head['counts']['windows']} windows of 10 s{in_leads}, "
         f"{len(np.unique(index.tables['visit_patient']))} patients, {n_test} of them in the test split",
         glance=glance(tables), **choices(tables),
         parts=parts, roc=roc, training=training,
-        training_note=_training_note(card, epochs), examples=pictures, counts=_counts(cohort, index),
+        training_note=training_note(card, epochs), examples=pictures, counts=_counts(cohort, index),
         versions=_versions(), config=render_config(config),
     )  # fmt: skip
     write_text(folder / "report.html", html)

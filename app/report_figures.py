@@ -128,7 +128,8 @@ def examples(index, scores, horizon_min):
     """Show for each target the highest- and the lowest-scored positive and the highest-scored negative window."""
     units = units_of(index, scores, "test", horizon_min, "window")
     scored, output_WC = scores.windows["test"]
-    reader = WindowReader(index, run_chunks=1, n_slots=4)
+    reader, place = WindowReader(index, run_chunks=1, n_slots=4), index.rhythm_lead
+    lead = f", lead {index.leads[place]}" if len(index.leads) > 1 else ""
     examples: list[dict] = []
     shown: set[int] = set()
     for number, target in enumerate(index.targets[:MAX_EXAMPLE_TARGETS]):
@@ -143,11 +144,11 @@ def examples(index, scores, horizon_min):
             row = rows[label == wanted][pick(logit[label == wanted])]
             window = int(units.window[row])
             shown.add(window)
-            mv_T = reader.read([window])[0, 0] * index.tables["window_scale"][window]
+            mv_T = reader.read([window])[0, place] * index.scale_of([window])[0, place]
             flags = [name for flag, name in FLAG_NAMES.items() if index.tables["window_flags"][window] & flag]
             score_C = scores_of(output_WC[[np.searchsorted(scored, window)]], scores.card)[0]
             said = [f"{name} {score:.2f}" for name, score in zip(index.targets, score_C, strict=True)]
-            caption = f"{target} {what}. Scores: {', '.join(said[:8])}"
+            caption = f"{target} {what}{lead}. Scores: {', '.join(said[:8])}"
             caption += f". Flags: {', '.join(flags)}." if flags else "."
             examples.append({"caption": caption, "picture": draw_ecg(mv_T, index.head["fs"])})
     reader.close()

@@ -6,7 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from anyecg.loaders.errors import AnyECGError
+from anyecg.loaders.errors import AnyECGError, Stopped
+from anyecg.loaders.stop import Ended
 
 SECONDS_TO_PASS_ON = 0.3
 CHAIN = ("cohort", "shard", "finetune", "predict", "evaluate", "report")
@@ -53,7 +54,10 @@ def lock_folder(folder):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise AnyECGError(f"{folder}: another anyecg is writing there; wait for it, or give another folder") from None
+        error = AnyECGError(f"{folder}: another anyecg is writing there; wait for it, or give another folder")
+        # Of a job that was lost the last rank may still be ending, so a job tries again later.
+        error.code = Stopped.code if "SLURM_JOB_ID" in os.environ else error.code
+        raise error from None
     except OSError as cause:
         logging.getLogger(__name__).warning("no lock on %s: %s", folder, cause)
     return file
@@ -72,7 +76,7 @@ def as_rank(name, comm, work):
             print(f"anyecg {name}: {cause}", file=sys.stderr, flush=True)
         return cause.code
     except BaseException as cause:
-        if isinstance(cause, KeyboardInterrupt) and comm.size == 1:
+        if isinstance(cause, Ended) or (isinstance(cause, KeyboardInterrupt) and comm.size == 1):
             raise
         logging.getLogger(__name__).exception("rank %d failed", comm.rank)
         _end_job(comm, 1)
@@ -90,79 +94,135 @@ def mend(cause):
     return f"{cause}; mend the disk or the path, then run it again"
 
 
-def on_ranks(name, folder, prepare, work):
-    """Run ``work(comm, prepare())`` on this rank of a job; lock and log in ``folder``; return the exit code."""
-    from anyecg.loaders.ranks import share_error, world
+def on_ranks(name, folder, check, work):
+    """Run ``work(comm, check())`` on this rank of a job; return the exit code.
+
+    Rank 0 locks ``folder`` and checks for all: a thousand ranks would hash the same files a thousand times.
+    """
+    from anyecg.loaders.ranks import on_first, share_error, world
 
     comm = world()
 
     def of_rank():
-        error, lock, found = None, None, None
+        locks = []
+
+        def first():
+            if not started_by_us():
+                locks.append(lock_folder(folder))
+            return check()
+
+        error = None
         try:
-            log_to(folder, name)
-            # A warning of a library says the same on every rank; other ranks speak only of errors.
-            logging.getLogger().setLevel(logging.INFO if comm.rank == 0 else logging.ERROR)
-            if comm.rank == 0 and "ANYECG_LOCKED" not in os.environ:
-                lock = lock_folder(folder)
-            found = prepare()
+            _mended(lambda: _log_of_rank(folder, name, comm.rank))
         except AnyECGError as cause:
             error = cause
-        except OSError as cause:
-            error = AnyECGError(mend(cause))
         share_error(comm, error)
-        work(comm, found)
-        if lock:
+        work(comm, on_first(comm, lambda: _mended(first)))
+        for lock in locks:
             lock.close()
 
     return as_rank(name, comm, of_rank)
 
 
+def _log_of_rank(folder, name, rank):
+    log_to(folder, name)
+    # A warning of a library says the same on every rank; other ranks speak only of errors.
+    logging.getLogger().setLevel(logging.INFO if rank == 0 else logging.ERROR)
+
+
+def _mended(work):
+    """Return what ``work`` returns; a disk that fails is an AnyECGError too."""
+    try:
+        return work()
+    except OSError as cause:
+        raise AnyECGError(mend(cause)) from None
+
+
+def started_by_us():
+    """Say whether another anyecg holds the lock, has checked the stage, and started this one as a rank."""
+    return "ANYECG_LOCKED" in os.environ
+
+
 def run_stage_on_ranks(name, config):
     """Run one stage on this rank of a job that mpirun or srun started; return the exit code."""
-    from anyecg.app.stages import STAGES
+    start = time.monotonic()
 
-    stage = STAGES[name]
-    return on_ranks(
-        name, config.folder, lambda: stage.wanted(config), lambda comm, wanted: stage.run(config, comm, wanted)
-    )
+    def work(comm, wanted):
+        if wanted is None:
+            return
+        if name == "report":
+            if comm.rank == 0:
+                _report(config)
+            return
+        from anyecg.app.stages import STAGES
+
+        STAGES[name].run(config, comm, wanted)
+        if comm.rank == 0 and not started_by_us():
+            _say_done(name, start, comm.size)
+
+    return on_ranks(name, config.folder, lambda: _to_do(name, config), work)
 
 
-def run_stage(name, config):
-    """Run one stage here: nothing when it is done, alone or on ranks of its own; return the exit code."""
+def _to_do(name, config):
+    """Return the hash of what a stage is to make, None where just that is there already.
+
+    Raises
+    ------
+    AnyECGError
+        A stage before it is not done.
+    """
     from anyecg.app.config import render_config
     from anyecg.app.stages import STAGES
     from anyecg.loaders.files import write_text
 
-    before = [stage for stage in STAGES.values() if name == "report" or stage.name in CHAIN[: CHAIN.index(name)]]
     wanted = STAGES[name].wanted(config) if name in STAGES else ""
-    for stage in before:
+    if started_by_us():
+        return wanted
+    for stage in STAGES.values() if name == "report" else (STAGES[before] for before in CHAIN[: CHAIN.index(name)]):
         if not stage.is_done(config):
             raise AnyECGError(
                 f"{stage.name} is not done for this config, or its output is gone; "
                 f"run 'anyecg run' with the same config, or 'anyecg {stage.name}' first"
             )
     if name == "report":
-        return _report(config)
-    stage = STAGES[name]
-    if stage.is_done(config):
+        return wanted
+    if STAGES[name].is_done(config, wanted):
         print(f"{name}: kept, nothing it depends on has changed", flush=True)
-        return 0
-    start = time.monotonic()
-    log_to(config.folder, name)
-    resolved = Path(config.folder) / "config.toml"
-    write_text(resolved, render_config(config))
-    n_ranks = stage.n_ranks(config)
-    if n_ranks > 1:
-        from anyecg.slurm.launch import start_ranks
+        return None
+    write_text(_resolved(config), render_config(config))
+    return wanted
 
-        code = start_ranks([name, str(resolved)], n_ranks)
+
+def _resolved(config):
+    return Path(config.folder) / "config.toml"
+
+
+def _say_done(name, start, n_ranks):
+    print(f"{name}: done in {time.monotonic() - start:.0f} s on {n_ranks} rank{'s' * (n_ranks > 1)}", flush=True)
+
+
+def run_stage(name, config):
+    """Run one stage here: nothing when it is done, alone or on ranks of its own; return the exit code."""
+    from anyecg.app.stages import STAGES
+    from anyecg.slurm.launch import ranks_wanted, start_ranks
+
+    start = time.monotonic()
+    wanted = _to_do(name, config)
+    if name == "report":
+        return _report(config)
+    if wanted is None:
+        return 0
+    log_to(config.folder, name)
+    n_ranks = ranks_wanted(STAGES[name].n_ranks(config))
+    if n_ranks > 1:
+        code = start_ranks([name, str(_resolved(config))], n_ranks)
         if code:
             return code
     else:
         from anyecg.loaders.ranks import world
 
-        stage.run(config, world(), wanted)
-    print(f"{name}: done in {time.monotonic() - start:.0f} s on {n_ranks} rank{'s' * (n_ranks > 1)}", flush=True)
+        STAGES[name].run(config, world(), wanted)
+    _say_done(name, start, n_ranks)
     return 0
 
 
@@ -200,29 +260,30 @@ def run_profile(config, *, seconds, with_model, out, arguments):
     """
     from anyecg.app.stages import STAGES, check_inputs
     from anyecg.loaders.ranks import under_launcher
-    from anyecg.slurm.profile import profile, shards_to_profile
+    from anyecg.slurm.launch import ranks_wanted, start_ranks
+    from anyecg.slurm.profile import check_shards, profile
 
-    out = Path(out or Path(config.folder) / "profile")
+    out, shards = Path(out or Path(config.folder) / "profile"), Path(config.folder) / "shards"
 
-    def prepare():
+    def check():
         if with_model:
             check_inputs(config)
-        return shards_to_profile(Path(config.folder) / "shards", config, seconds)
+        check_shards(shards, config, seconds)
 
-    def work(comm, index):
+    def work(comm, _):
         from anyecg.app.profile_page import text_profile, write_profile
+        from anyecg.loaders.index import open_index
 
+        index = open_index(shards)
         found, traces = profile(index, config, comm, seconds=seconds, with_model=with_model, folder=out)
         if comm.rank == 0:
             path = write_profile(out, found, traces)
             print(f"{text_profile(found)}\nprofile: {path}", flush=True)
 
     if not under_launcher():
-        prepare()
-        n_ranks = STAGES["finetune"].n_ranks(config)
+        check()
+        n_ranks = ranks_wanted(STAGES["finetune"].n_ranks(config))
         if n_ranks > 1:
-            from anyecg.slurm.launch import start_ranks
-
             with lock_folder(out):
                 return start_ranks(arguments, n_ranks)
-    return on_ranks("profile", out, prepare, work)
+    return on_ranks("profile", out, check, work)

@@ -1,16 +1,19 @@
 """The stages of a run: what each reads, writes and needs, and whether it is already done."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from anyecg.app.config import Config, render_config, write_config
-from anyecg.loaders.cohort import build_cohort, open_cohort, write_cohort
 from anyecg.loaders.errors import AnyECGError, CohortError, ModelError, UpgradeNeeded
 from anyecg.loaders.files import digest, file_hash, listing, replacing
-from anyecg.loaders.index import lost_files, open_index
-from anyecg.loaders.table1 import render, render_flow, table1
+from anyecg.train.card import check_target_table, check_weights, read_card
+from anyecg.train.evaluate_config import check_levels
+
+# Of NVIDIA and AMD, under Windows, on boards.
+GPU_DEVICES = ("nvidia*", "kfd", "dxg", "nvhost*", "nvgpu*")
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Stage:
     n_ranks: Callable
     run: Callable
 
-    def is_done(self, config):
-        """Say whether the output of just this config and input is there."""
+    def is_done(self, config, wanted=None):
+        """Say whether the output of just this config and input, whose hash is ``wanted``, is there."""
         try:
             found = self.found(config)
         except UpgradeNeeded:
@@ -43,7 +46,7 @@ class Stage:
         except (AnyECGError, OSError, ValueError, AttributeError, KeyError, TypeError):
             # Missing or damaged output is made again.
             return False
-        return found is not None and found == self.wanted(config)
+        return found is not None and found == (wanted or self.wanted(config))
 
 
 def _folder(config: Config, name):
@@ -51,7 +54,24 @@ def _folder(config: Config, name):
 
 
 def _index(config):
+    from anyecg.loaders.index import open_index
+
     return open_index(_folder(config, "shards"))
+
+
+def _cohort(config):
+    from anyecg.loaders.cohort import open_cohort
+
+    return open_cohort(_folder(config, "cohort"))
+
+
+def _index_for_batches(config, comm, *, splits):
+    """Return the index of shards to read again and again: on the node's own disk, where ANYECG_STAGE names a folder."""
+    from anyecg.loaders.index import open_index
+    from anyecg.loaders.staging import stage_shards
+
+    folder, local = _folder(config, "shards"), os.environ.get("ANYECG_STAGE")
+    return open_index(stage_shards(folder, local, comm, splits=splits) if local else folder)
 
 
 def _hash_in(config, name):
@@ -60,11 +80,13 @@ def _hash_in(config, name):
 
 
 def _found_cohort(config):
-    open_cohort(_folder(config, "cohort"))
+    _cohort(config)
     return _hash_in(config, "cohort/cohort.json")
 
 
 def _found_shard(config):
+    from anyecg.loaders.index import lost_files
+
     _index(config)
     return None if lost_files(_folder(config, "shards")) else _hash_in(config, "shards/index.json")
 
@@ -75,8 +97,6 @@ def model_folder(config):
 
 
 def _found_finetune(config):
-    from anyecg.train.model import check_weights
-
     card = check_weights(model_folder(config))
     if config.predict.model:
         return card["stage_hash"]
@@ -113,6 +133,9 @@ def _wanted_cohort(config):
 def _run_cohort(config, comm, stage_hash):
     if comm.rank:
         return
+    from anyecg.loaders.cohort import build_cohort, write_cohort
+    from anyecg.loaders.table1 import render, render_flow, table1
+
     cohort = build_cohort(config.cohort, seed=config.seed)
     table = table1(cohort)
     with replacing(_folder(config, "cohort/table1.csv")) as temporary:
@@ -125,14 +148,14 @@ def _run_cohort(config, comm, stage_hash):
 
 
 def _wanted_shard(config):
-    return digest([open_cohort(_folder(config, "cohort")).hash, config.shard.identity("ranks"), config.seed])
+    return digest([_cohort(config).hash, config.shard.identity("ranks"), config.seed])
 
 
 def _run_shard(config, comm, stage_hash):
     from anyecg.loaders.shards import write_shards
 
     write_shards(
-        _folder(config, "shards"), open_cohort(_folder(config, "cohort")), config.shard, comm, seed=config.seed,
+        _folder(config, "shards"), _cohort(config), config.shard, comm, seed=config.seed,
         stage_hash=stage_hash, beside={"config.toml": render_config(config)},
     )  # fmt: skip
 
@@ -147,33 +170,41 @@ def _internal_hash(config):
 
 def check_inputs(config):
     """Refuse a config whose model or weights are missing or do not fit, before hours of work on what comes first."""
-    weights = config.finetune.weights
-    if weights and not Path(weights).is_file():
-        raise ModelError(
-            f"{weights}: no such file; give ECGFounder's .pth, or what import-weights made of it, as 'weights'"
-        )
+    _check_start(config.finetune)
     _internal_hash(config)
     join = config.finetune.join
     if config.predict.model:
-        from anyecg.train.model import check_weights
-
         join = check_weights(model_folder(config))["join"]
-    from anyecg.train.units import check_levels
-
     check_levels(config.evaluate.levels, join)
+
+
+def _check_start(finetune):
+    """Refuse weights that are not there, or plainly of another network."""
+    path = Path(finetune.weights)
+    if not finetune.weights or path.is_file():
+        return
+    if not path.is_dir():
+        raise ModelError(
+            f"{path}: no such file; give ECGFounder's .pth, what import-weights made of it, or a model of ours, as "
+            "'weights'"
+        )
+    if (found := read_card(path)["model"]) != finetune.model:
+        raise ModelError(f"{path}: a model {found!r}; found finetune.model = {finetune.model!r}")
+
+
+def _hash_of_start(path):
+    """Return the hash of the weights to start from; empty from scratch."""
+    return path and file_hash(Path(path) / "model.safetensors" if Path(path).is_dir() else path)
 
 
 def _wanted_finetune(config):
     check_inputs(config)
     if config.predict.model:
-        from anyecg.train.model import read_card
-
         return read_card(model_folder(config))["stage_hash"]
-    weights = config.finetune.weights
     return digest(
         [
             _index(config).hash, config.finetune.identity("ranks", "weights", "hang_seconds", "log_every"),
-            weights and file_hash(weights), config.deepspeed,
+            _hash_of_start(config.finetune.weights), config.deepspeed,
             config.stream.identity("prefetch", "read_threads", "workers", "loader", "on_damage"), config.seed,
         ]
     )  # fmt: skip
@@ -182,8 +213,9 @@ def _wanted_finetune(config):
 def _run_finetune(config, comm, stage_hash):
     from anyecg.train.finetune import finetune
 
+    index = _index_for_batches(config, comm, splits=("train", "val"))
     finetune(
-        _folder(config, "checkpoint"), _folder(config, "model"), _index(config), config.finetune, config.stream,
+        _folder(config, "checkpoint"), _folder(config, "model"), index, config.finetune, config.stream,
         raw=config.deepspeed, seed=config.seed, comm=comm, stage_hash=stage_hash, log_folder=_folder(config, "log"),
     )  # fmt: skip
     if comm.rank == 0:
@@ -193,6 +225,9 @@ def _run_finetune(config, comm, stage_hash):
 
 def _ranks_of_training(config):
     """Return one rank a GPU where there are any, at most as many as the config says."""
+    # To import torch takes seconds, and this process needs it for nothing else.
+    if not any(next(Path("/dev").glob(pattern), None) for pattern in GPU_DEVICES):
+        return config.finetune.ranks
     import torch
 
     n_gpus = torch.cuda.device_count()
@@ -200,8 +235,6 @@ def _ranks_of_training(config):
 
 
 def _wanted_predict(config):
-    from anyecg.train.model import check_target_table, check_weights
-
     index, folder = _index(config), model_folder(config)
     card = check_weights(folder)
     check_target_table(folder, card, index)
@@ -211,15 +244,15 @@ def _wanted_predict(config):
 def _run_predict(config, comm, stage_hash):
     from anyecg.train.predict import predict_shards
 
+    index = _index_for_batches(config, comm, splits=("val", "test"))
     predict_shards(
-        _folder(config, "scores.h5"), _index(config), model_folder(config), stream=config.stream, comm=comm,
+        _folder(config, "scores.h5"), index, model_folder(config), stream=config.stream, comm=comm,
         stage_hash=stage_hash,
     )  # fmt: skip
 
 
 def _scores(config, node=None):
-    from anyecg.train.model import check_weights
-    from anyecg.train.predict import read_scores
+    from anyecg.train.scores import read_scores
 
     card = check_weights(model_folder(config))
     return read_scores(_folder(config, "scores.h5"), _index(config), card["weights_sha256"], node=node)
@@ -227,8 +260,7 @@ def _scores(config, node=None):
 
 def _wanted_evaluate(config):
     from anyecg.train.evaluate import check_evaluation
-    from anyecg.train.model import check_weights
-    from anyecg.train.predict import check_scores
+    from anyecg.train.scores import check_scores
 
     card = check_weights(model_folder(config))
     check_scores(_folder(config, "scores.h5"), _index(config), card["weights_sha256"])
@@ -244,8 +276,7 @@ def _run_evaluate(config, comm, stage_hash):
     with Node(comm) as node:
         evaluate(
             config.folder, _index(config), _scores(config, node), config.evaluate,
-            open_cohort(_folder(config, "cohort")), seed=config.seed, comm=comm, stage_hash=stage_hash,
-            node=node,
+            _cohort(config), seed=config.seed, comm=comm, stage_hash=stage_hash, node=node,
         )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def _checkpoint(folder, prefix=""):
 
 
 def _model(folder, prefix=""):
-    from anyecg.train.model import check_weights
+    from anyecg.train.card import check_weights
 
     try:
         check_weights(folder)

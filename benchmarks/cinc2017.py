@@ -16,7 +16,7 @@ from anyecg.loaders.index import open_index
 from anyecg.train.decide import Decisions, decided
 from anyecg.train.evaluate import bootstrap_auroc
 from anyecg.train.intervals import interval_of, mean_of
-from anyecg.train.predict import read_scores
+from anyecg.train.scores import read_scores
 from anyecg.train.units import clusters_of, fewer_clusters, one_target, units_of
 
 LEVELS = {"draw-head": "windows read together", "draw": "mean logit"}

@@ -23,7 +23,7 @@ from anyecg.kernels.binned import LEAST_UNITS, BinnedRanking
 from anyecg.kernels.weights import Resampling
 from anyecg.loaders.stream import open_index
 from anyecg.train.measures import Areas, replicates_of
-from anyecg.train.predict import read_scores
+from anyecg.train.scores import read_scores
 from benchmarks.kernels import processor
 
 N_REPLICATES = 1000

@@ -18,10 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from anyecg.loaders.ranks import world
 from anyecg.loaders.stream import open_index
 from anyecg.slurm.launch import find_mpirun
-from anyecg.train.evaluate import EvaluateConfig, Evaluation, evaluate, tasks_of
-from anyecg.train.predict import read_scores
+from anyecg.train.evaluate import Evaluation, evaluate, tasks_of
+from anyecg.train.evaluate_config import EvaluateConfig
+from anyecg.train.scores import read_scores
 from anyecg.train.shared import Node
 from anyecg.train.work import pieces_of, share_of
 from benchmarks.evaluate_set import cohort_of
@@ -39,9 +41,7 @@ def config_of(is_full):
 
 def job(folder, out, is_full):
     """Be one rank."""
-    from mpi4py import MPI
-
-    comm, start = MPI.COMM_WORLD, time.perf_counter()
+    comm, start = world(), time.perf_counter()
     index = open_index(folder / "shards")
     with Node(comm) as node:
         scores = read_scores(folder / "scores.h5", index, node=node)

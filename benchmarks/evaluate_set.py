@@ -27,7 +27,7 @@ from anyecg.loaders.shard_file import ShardWriter, describe_shard
 from anyecg.loaders.splits import SPLITS
 from anyecg.loaders.stream import open_index
 from anyecg.loaders.targets import read_targets
-from anyecg.train.predict import read_scores, write_scores
+from anyecg.train.scores import read_scores, write_scores
 
 # The paper's test split, a fifth of all: pairs with each horizon, visits, draws; patients as its Table 1 suggests.
 PAIRS = {60: 3_934_378, 30: 3_026_394, 15: 2_043_526}
@@ -196,7 +196,7 @@ def _write_shards(folder, first_number, split, sets, targets):
         n = len(own["windows/visit"])
         path = folder / f"shard-{first_number + len(described):05d}.h5"
         with ShardWriter(path, _attributes(split, targets)) as writer:
-            writer.append(np.zeros((n, 10 * FS), np.int16))
+            writer.append(np.zeros((n, 1, 10 * FS), np.int16))
             writer.finish(own, {"windows": n, "pairs": len(own["pairs/window"])})
         described.append(describe_shard(path))
     return described

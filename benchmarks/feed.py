@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anyecg.loaders.augment import AugmentConfig, draw_changes
+from anyecg.loaders.augment import draw_changes
 from anyecg.loaders.dali import DaliBatches, make_pipeline
 from anyecg.loaders.plain import TorchBatches
 from anyecg.loaders.source import WindowSource
 from anyecg.loaders.stream import open_index
+from anyecg.loaders.stream_config import AugmentConfig
 from tests.loaders import tiny
 
 BATCH, SAMPLES = 256, 5000

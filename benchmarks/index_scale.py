@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from anyecg.kernels.prepare import preset_hash
-from anyecg.loaders.choice import Choice
 from anyecg.loaders.files import write_document
 from anyecg.loaders.index_form import CHUNK_COLUMNS, table_dtype
 from anyecg.loaders.stream import batch, n_batches, open_index
+from anyecg.loaders.stream_config import Choice
 from benchmarks.kernels import processor
 
 N_TARGETS = 108

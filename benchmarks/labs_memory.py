@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from anyecg.loaders.cohort import CohortConfig
+from anyecg.loaders.cohort_config import CohortConfig
 from anyecg.loaders.labs import LAB_COLUMNS, read_draws
 from anyecg.loaders.targets import read_targets
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import rankdata
 
-from anyecg.loaders.choice import Choice, run_starts
+from anyecg.loaders.choice import run_starts
 from anyecg.loaders.index import open_index
 from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.slots import Slots
 from anyecg.loaders.stream import batch, epoch_order, n_batches, rows_of_rank, slots_of_rank
+from anyecg.loaders.stream_config import Choice
 from benchmarks.index_scale import make_index
 from benchmarks.kernels import processor
 

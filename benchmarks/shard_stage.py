@@ -32,8 +32,8 @@ from anyecg.loaders import shards
 from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.index import open_index
 from anyecg.loaders.plan import deal, plan_shards
-from anyecg.loaders.shards import ShardConfig, write_shards
-from anyecg.loaders.windows import SECONDS
+from anyecg.loaders.shard_config import SECONDS, ShardConfig
+from anyecg.loaders.shards import write_shards
 from anyecg.slurm.launch import find_mpirun, rank_environment
 from benchmarks.kernels import filtered, numpy_flags, processor
 

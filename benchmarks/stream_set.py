@@ -9,13 +9,13 @@ import numpy as np
 
 from anyecg.kernels.prepare import prepare, preset_hash
 from anyecg.kernels.segment import quantise
-from anyecg.loaders.choice import Choice
 from anyecg.loaders.files import FORMATS
 from anyecg.loaders.index import write_index
 from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.shard_file import ShardWriter, describe_shard
 from anyecg.loaders.source import READ_AHEAD
 from anyecg.loaders.stream import batch, n_batches, slots_of_rank
+from anyecg.loaders.stream_config import Choice
 from benchmarks.kernels import DEMO, real_windows
 from benchmarks.page_cache import flush
 
@@ -94,7 +94,7 @@ def _write_shard(path, split, signal, *, seed):
     }  # fmt: skip
     sets = _sets(len(signal), split, np.random.default_rng(seed), first_patient=seed * 10_000)
     with ShardWriter(path, attributes) as writer:
-        writer.append(signal)
+        writer.append(signal[:, None])
         writer.finish(sets, {"windows": len(signal), "pairs": len(signal)})
 
 

@@ -322,3 +322,35 @@ def heart_features(window_WT, fs):
     out_WF = np.empty((len(window_WT), len(FEATURES)), np.float32)
     _features(window_WT, float(fs), *_room(window_WT.shape[1], fs), out_WF)
     return out_WF
+
+
+def median_beat(signal_T, r_M, fs, *, before_s=0.3, after_s=0.5):
+    """Return the median, sample by sample, of the beats of one lead about given R peaks.
+
+    Parameters
+    ----------
+    signal_T : float array, shape (T,)
+        NaN where there is no sample.
+    r_M : int array
+        Samples of R peaks, as of ``r_peaks``, of this lead or another one.
+    fs : float
+    before_s, after_s : float
+        How far a beat reaches from its R peak, in seconds.
+
+    Returns
+    -------
+    (float32 array, int, int)
+        mV about the median of each beat's first 50 ms, NaN where no beat has a sample; which sample is the R peak; how
+        many beats there were. Beats that reach beyond the signal are left out.
+    """
+    before, after = round(before_s * fs), round(after_s * fs)
+    r_M = np.asarray(r_M)
+    r_M = r_M[(r_M >= before) & (r_M + after < len(signal_T))]
+    if not len(r_M):
+        return np.full(before + after + 1, np.nan, np.float32), before, 0
+    beat_MT = np.asarray(signal_T)[r_M[:, None] + np.arange(-before, after + 1)]
+    beat_MT = beat_MT[np.isfinite(beat_MT).all(axis=1)]
+    if not len(beat_MT):
+        return np.full(before + after + 1, np.nan, np.float32), before, 0
+    level_M1 = np.median(beat_MT[:, : max(1, round(0.05 * fs))], axis=1, keepdims=True)
+    return np.median(beat_MT - level_M1, axis=0).astype(np.float32), before, len(beat_MT)

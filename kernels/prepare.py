@@ -10,9 +10,7 @@ from scipy.signal import butter, iirnotch, lfilter_zi
 from anyecg.kernels._jit import kernel
 from anyecg.kernels._lanes import LANES, aligned_rows, from_lanes, load, splat, store, to_lanes
 from anyecg.kernels.median import block_of, median_scratch, subtract_median
-
-PRESETS = ("ecgfounder", "ecgfounder-paper", "none")
-
+from anyecg.kernels.presets import PRESETS
 
 # The longest edge extension of a filter: three times its coefficients.
 _EDGE = 27

@@ -2,43 +2,20 @@
 
 import math
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from anyecg.kernels.counter import uniform
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest
-from anyecg.loaders.settings import Section
+from anyecg.loaders.stream_config import filtered_away
 
 N_NOISE_STARTS = 1 << 16
 PACE_STEPS = 1 << 10
 # Added to a variance, so that a constant window becomes zeros: far below one step of any window that is not constant.
 EPSILON_MV, EPSILON_STEPS = 1e-12, 1e-2
-
-
-class AugmentConfig(Section):
-    """How training windows are changed before they are standardised; every augmentation is off by default."""
-
-    noise_mv: float = Field(0.0, ge=0, le=5, description="training: add Gaussian noise of an SD of up to this")
-    mask_seconds: float = Field(0.0, ge=0, le=10, description="training: set a stretch of up to this to zero")
-    shift_seconds: float = Field(0.0, ge=0, le=10, description="training: shift each window, circularly, by up to this")
-    stretch: float = Field(0.0, ge=0, le=1, description="training: play each window up to this share faster or slower")
-    flip: float = Field(0.0, ge=0, le=1, description="training: share of the windows that are turned upside down")
-    wander_mv: float = Field(0.0, ge=0, le=5, description="training: baseline wander (0.1-0.5 Hz); shard.preset 'none'")
-    hum_mv: float = Field(0.0, ge=0, le=5, description="training: mains hum of up to this; only shard.preset 'none'")
-    hum_hz: Literal[50, 60] = Field(60, description="frequency of the mains")
-
-
-def filtered_away(config, preset):
-    """Return the name of an augmentation that the filters of ``preset`` would have taken out; None if there is none.
-
-    Wander and hum belong before the filters; added to filtered windows they are nothing that a network ever meets.
-    """
-    if preset == "none":
-        return None
-    return next((name for name in ("wander_mv", "hum_mv") if getattr(config, name)), None)
+# Of windows of zeros: a step of 1 mV is far beyond any other window's.
+MISSING_SCALE = 1.0
 
 
 def check_preset(config, index):
@@ -145,14 +122,14 @@ def hum_waves(config, *, fs, n_samples):
     return np.sin(angle).astype(np.float32), np.cos(angle).astype(np.float32)
 
 
-def standardised(signal_BLT, scale_B11, changes_Bn, config, *, fs):
+def standardised(signal_BLT, scale_BL1, changes_Bn, config, *, fs):
     """Scale, change and standardise windows in torch, on the device they are on: what DALI's pipeline does.
 
     Parameters
     ----------
     signal_BLT : int16 tensor
-    scale_B11 : float32 tensor
-        mV a step.
+    scale_BL1 : float32 tensor
+        mV a step; ``MISSING_SCALE`` marks a lead that is missing and stays zeros, whatever is added to the others.
     changes_Bn : float32 tensor
         Of ``draw_changes``.
 
@@ -164,8 +141,10 @@ def standardised(signal_BLT, scale_B11, changes_Bn, config, *, fs):
 
     x_BLT = signal_BLT.float()
     if in_mv(config):
-        x_BLT *= scale_B11
+        x_BLT *= scale_BL1
     x_BLT = change(x_BLT, changes_Bn, config, fs=fs)
+    if in_mv(config) and x_BLT.shape[1] > 1:
+        x_BLT *= scale_BL1 < MISSING_SCALE
     return layer_norm(x_BLT, x_BLT.shape[-1:], eps=EPSILON_MV if in_mv(config) else EPSILON_STEPS)
 
 

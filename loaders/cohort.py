@@ -4,15 +4,12 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
-from pydantic import Field, model_validator
 
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.files import digest, file_hash, read_document, replacing, write_document
-from anyecg.loaders.settings import Section
 
 RECORD_SCHEMA = {
     "visit_row": pl.Int32, "path": pl.String, "fs": pl.Float64, "start": pl.Int64, "n_samples": pl.Int64,
@@ -22,50 +19,6 @@ REFERENCE_SCHEMA = {
     "target": pl.String, "horizon_min": pl.Int64, "level": pl.String, "source": pl.String, "auroc": pl.Float64,
 }  # fmt: skip
 TABLES = ("visits", "records", "draws", "side", "quarantine")
-
-
-class CohortConfig(Section):
-    """Where the recordings and their labels come from, and how patients are split."""
-
-    kind: Literal["folder", "mcmed"] = Field(
-        "folder", description="folder: WFDB records and a CSV of labels; mcmed: the layout of MC-MED 1.0.1"
-    )
-    path: str = Field("", description="folder of the recordings; relative to the config file")
-    labels: str = Field(
-        "",
-        description="folder: CSV of record, patient, then columns of labels (1, 0, -1, empty) or value:NAME",
-    )
-    targets: str = Field("", description="mcmed: target table (component, direction, limit, unit); empty: paper's 108")
-    limits: Literal["table", "file"] = Field(
-        "table", description="mcmed: limits of the target table, or of labs.csv itself (Component_nml_low, _high)"
-    )
-    units: Literal["refuse", "ignore"] = Field(
-        "refuse", description="mcmed: refuse results whose unit is not the target table's, or ignore units"
-    )
-    anchor: Literal["order", "result"] = Field("order", description="mcmed: time of a draw: its order or its result")
-    lag_minutes: float = Field(0.0, ge=0, le=1440, description="mcmed: a draw is this long before its anchor")
-    split: Literal["patient", "visit", "random", "chrono", "all"] = Field(
-        "patient",
-        description="by patient; mcmed: by visit (the paper's; patients overlap), or MC-MED's own lists; all: everyone "
-        "is test, to judge a finished model",
-    )
-    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of the patients (visits) for validation")
-    test_fraction: float = Field(0.2, ge=0, lt=1, description="share of the patients (visits) for the test")
-
-    @model_validator(mode="after")
-    def _some_train(self):
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction must leave patients for training (below 1)")
-        return self
-
-    @property
-    def fractions(self):
-        """Shares of the patients for validation and test, as keyword arguments of ``split_patients``."""
-        everyone = self.split == "all"
-        return {
-            "val_fraction": 0.0 if everyone else self.val_fraction,
-            "test_fraction": 1.0 if everyone else self.test_fraction,
-        }
 
 
 @dataclass(frozen=True)
@@ -89,6 +42,7 @@ class Cohort:
     definition : what each target means (limit, unit), so that a model of other limits is not taken for one of these
     reference : target, horizon_min, level, source, auroc: what others found, for the report; decides nothing
     may_overlap : split by visit, so that patients may stand in two splits
+    options : what ``anyecg.loaders.records.open_record`` is told of files of plain numbers
     """
 
     targets: tuple
@@ -102,6 +56,7 @@ class Cohort:
     side: pl.DataFrame = field(default_factory=pl.DataFrame)
     pairing: str = "all"
     may_overlap: bool = False
+    options: dict = field(default_factory=dict)
     definition: tuple = ()
     reference: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=REFERENCE_SCHEMA))
     hash: str = ""
@@ -155,14 +110,16 @@ def write_cohort(folder, cohort, stage_hash):
     with replacing(folder / "reference.csv") as temporary:
         cohort.reference.write_csv(temporary)
     hashes = {name: file_hash(folder / f"{name}.parquet") for name in TABLES}
+    meaning = cohort.targets, cohort.components, cohort.pairing, cohort.definition
     document = {
         "stage_hash": stage_hash,
         **{name: getattr(cohort, name) for name in ("targets", "components", "pairing", "may_overlap", "definition")},
         "patients_in_two_splits": cohort.n_overlapping,
         "flow": cohort.flow,
         "root": str(cohort.root),
+        "options": cohort.options,
         "tables": hashes,
-        "hash": digest([cohort.targets, cohort.components, cohort.pairing, cohort.definition, hashes]),
+        "hash": digest([*meaning, hashes, *([cohort.options] if cohort.options else [])]),
     }
     write_document(folder / "cohort.json", "anyecg-cohort", document)
 
@@ -188,8 +145,8 @@ def open_cohort(folder):
         tables[name] = pl.read_parquet(path)
     return Cohort(
         targets=tuple(document["targets"]), components=tuple(document["components"]), pairing=document["pairing"],
-        may_overlap=document["may_overlap"], definition=tuple(map(tuple, document["definition"])),
-        flow=[tuple(step) for step in document["flow"]],
+        may_overlap=document["may_overlap"], options=document.get("options", {}),
+        definition=tuple(map(tuple, document["definition"])), flow=[tuple(step) for step in document["flow"]],
         root=Path(document["root"]), hash=document["hash"], reference=read_reference(folder), **tables,
     )  # fmt: skip
 

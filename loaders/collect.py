@@ -1,7 +1,6 @@
 """From a visit's recordings and draws to its windows and pairs: nothing is dropped without a reason and a count."""
 
 from collections import Counter
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,20 +9,22 @@ from anyecg.kernels.segment import DROPPED, FLAG_NAMES
 from anyecg.loaders.errors import RecordError
 from anyecg.loaders.index import HORIZON_BIT
 from anyecg.loaders.pairs import pair_windows
-from anyecg.loaders.records import open_record
-from anyecg.loaders.windows import drop_reasons, find_windows, store_windows
+from anyecg.loaders.records import open_leads
+from anyecg.loaders.windows import drop_reasons, find_leads, store_leads
 
 ALL_HORIZONS = 0b111
 # Signals of a visit kept between judging and storing; what a longer visit holds is read a second time.
 _KEPT_SAMPLES = 50_000_000
-# One array holds a record: 55 h at 500 Hz are 400 MB.
+# One array holds a lead: 55 h at 500 Hz are 400 MB.
 _MAX_SAMPLES = 100_000_000
+# Another one holds a record's windows as they are stored: 12 leads of 55 h at 500 Hz are 2.4 GB.
+_MAX_STORED = 1_200_000_000
 
 
 class VisitRows(NamedTuple):
     """What a visit adds to a shard besides its signal; rows count within the visit."""
 
-    scale_W: np.ndarray
+    scale_WL: np.ndarray
     start_W: np.ndarray
     flags_W: np.ndarray
     window: np.ndarray
@@ -63,7 +64,7 @@ class Collector:
             Its rows of ``cohort.records``.
         time_D : int64 array, shape (draws,)
             Times of its draws in microseconds.
-        append : function of an int16 array (W, samples)
+        append : function of an int16 array (W, leads, samples)
             Takes the signal of the windows kept, in order.
 
         Returns
@@ -78,24 +79,25 @@ class Collector:
         window, draw, horizons = self._pair(start_W, time_D, visit["visit"], split)
         paired_W = np.bincount(window, minlength=len(start_W)) > 0
         self._counts["windows dropped: in no draw's horizon or sample"] += int((~paired_W).sum())
-        first, kept_W, stored = 0, paired_W.copy(), [(np.empty(0, np.float32), np.empty(0, np.uint8))]
+        none = np.empty((0, self._config.n_leads), np.float32), np.empty(0, np.uint8)
+        first, kept_W, stored = 0, paired_W.copy(), [none]
         for recording in found:
             here = slice(first, first + int(recording.good_W.sum()))
             first = here.stop
             chosen_W = recording.good_W.copy()
             chosen_W[recording.good_W] = paired_W[here]
-            scale_W = self._store(recording, chosen_W, append)
-            if scale_W is None:
+            scale_WL = self._store(recording, chosen_W, append)
+            if scale_WL is None:
                 kept_W[here] = False
             else:
-                stored.append((scale_W, recording.windows.flags_W[chosen_W]))
+                stored.append((scale_WL, recording.windows.flags_W[chosen_W]))
         self._counts["windows kept"] += int(kept_W.sum())
         row_of = np.cumsum(kept_W) - 1
         pairs = kept_W[window]
-        scale_W, flags_W = (np.concatenate(column) for column in zip(*stored, strict=True))
+        scale_WL, flags_W = (np.concatenate(column) for column in zip(*stored, strict=True))
         for flag, what in FLAG_NAMES.items():
             self._counts[f"windows kept but flagged: {what}"] += int((flags_W & flag > 0).sum())
-        rows = VisitRows(scale_W, start_W[kept_W], flags_W, row_of[window[pairs]], draw[pairs], horizons[pairs])
+        rows = VisitRows(scale_WL, start_W[kept_W], flags_W, row_of[window[pairs]], draw[pairs], horizons[pairs])
         return rows, self._counts
 
     def _reach(self, split, time_D):
@@ -120,7 +122,9 @@ class Collector:
                 self._counts["records dropped: near no draw"] += 1
                 continue
             try:
-                windows = self._windows(path)
+                leads = self._open(path)
+                n_kept += sum(record.n_samples for record in leads if record)
+                windows = find_leads(leads, pad_short=self._config.pad_short, keep=n_kept <= _KEPT_SAMPLES)
             except RecordError as cause:
                 self._drop(path, "unreadable", f"unreadable: {cause}")
                 continue
@@ -131,18 +135,28 @@ class Collector:
                 reason = "every window dropped" if len(good_W) else "shorter than a window"
                 self._drop(path, reason, reason)
                 continue
-            n_kept += len(windows.signal)
-            start_W = start + np.round(windows.start_W / windows.fs * 1e6).astype(np.int64)
-            if n_kept > _KEPT_SAMPLES:
-                windows = replace(windows, signal=None)
+            start_W = start + np.round(windows.start_s_W * 1e6).astype(np.int64)
             found.append(_Recording(path, windows, start_W, good_W))
         return found
 
-    def _windows(self, path):
-        record = open_record(self._cohort.root / path, lead=self._config.lead or None, root=self._cohort.root)
-        if record.n_samples > _MAX_SAMPLES:
-            raise RecordError(f"{path}: {record.n_samples} samples; wanted at most {_MAX_SAMPLES}: split the record")
-        return find_windows(record, pad_short=self._config.pad_short)
+    def _open(self, path):
+        """Open the leads that a shard takes of a recording; refuse one that would fill the memory."""
+        config, cohort = self._config, self._cohort
+        zeros = config.missing_leads == "zeros"
+        leads = open_leads(cohort.root / path, config.leads, zeros=zeros, root=cohort.root, **cohort.options)
+        there = [record for record in leads if record]
+        for record in there:
+            if record.n_samples > _MAX_SAMPLES:
+                raise RecordError(
+                    f"{path}: {record.n_samples} samples; wanted at most {_MAX_SAMPLES}: split the record"
+                )
+        seconds = min(record.n_samples / record.fs for record in there)
+        if len(leads) * seconds * config.fs > _MAX_STORED:
+            raise RecordError(
+                f"{path}: {seconds:.0f} s of {len(leads)} leads at {config.fs} Hz; wanted at most {_MAX_STORED} "
+                "samples in all: split the record"
+            )
+        return leads
 
     def _pair(self, start_W, time_D, key, split):
         """Return (window, draw, horizon bits) of a visit's good windows."""
@@ -158,18 +172,20 @@ class Collector:
 
     def _store(self, recording, chosen_W, append):
         """Store the chosen windows of a recording; return their scales, None where it cannot be resampled or read."""
+        windows, n_leads = recording.windows, self._config.n_leads
         if not chosen_W.any():
             self._counts["records dropped: no window sampled"] += 1
-            return np.empty(0, np.float32)
-        windows = recording.windows
+            return np.empty((0, n_leads), np.float32)
         try:
-            if windows.signal is None:
-                windows = self._windows(recording.path)
-            signal_WT, scale_W = store_windows(windows, chosen_W, fs=self._config.fs, preset=self._config.preset)
+            signal_WLT, scale_WL = store_leads(windows, chosen_W, fs=self._config.fs, preset=self._config.preset)
         except RecordError as cause:
             self._counts["windows dropped: unreadable"] += int(chosen_W.sum())
             self._drop(recording.path, "unreadable", f"unreadable: {cause}")
             return None
-        append(signal_WT)
+        append(signal_WLT)
         self._counts["records kept"] += 1
-        return scale_W
+        missing = [name for name, record in zip(self._config.leads, windows.records, strict=False) if record is None]
+        self._counts["records kept but with zeros for some leads"] += bool(missing)
+        for name in missing:
+            self._counts[f"records kept but with zeros for lead {name}"] += 1
+        return scale_WL

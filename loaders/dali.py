@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from anyecg.loaders.augment import EPSILON_MV, EPSILON_STEPS, columns, hum_waves, in_mv, normals
+from anyecg.loaders.augment import EPSILON_MV, EPSILON_STEPS, MISSING_SCALE, columns, hum_waves, in_mv, normals
 from anyecg.loaders.counters import Counters
 from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.prefetch import Prefetcher
@@ -68,6 +68,8 @@ def _changed(dali, signal, scale, changes, config, *, shape, fs, device):
     if config.mask_seconds:
         first, stop = (changes[at[name] : at[name] + 1] for name in ("mask_start", "mask_stop"))
         x = fn.erase(x, anchor=first, shape=stop - first, axes=[1], fill_value=0)
+    if in_mv(config) and n_leads > 1:
+        x = x * fn.cast(scale < MISSING_SCALE, dtype=types.FLOAT)
     return x
 
 
@@ -86,7 +88,7 @@ def make_pipeline(
         Leads and samples of a window.
     fs : int
         Sampling rate in Hz.
-    config : anyecg.loaders.augment.AugmentConfig
+    config : anyecg.loaders.stream_config.AugmentConfig
         Only what it switches on becomes part of the graph. Without anything in mV the scale, which cancels in the
         z-score, is left out too, and one operator reads int16 and writes standardised float32.
     label_dtype : np.int8 or np.float32
@@ -108,7 +110,7 @@ def make_pipeline(
     labels = types.INT8 if label_dtype == np.int8 else types.FLOAT
     parts = {"signal_BLT": (types.INT16, 2), "label_BC": (labels, 1)}
     if in_mv(config):
-        parts["scale_B11"] = (types.FLOAT, 2)
+        parts["scale_BL1"] = (types.FLOAT, 2)
     if columns(config):
         parts["changes_Bn"] = (types.FLOAT, 1)
 
@@ -132,7 +134,7 @@ def make_pipeline(
         if device == "gpu":
             given = {name: node.gpu() for name, node in given.items()}
         x = _changed(
-            dali, given["signal_BLT"], given.get("scale_B11"), changes, config, shape=shape, fs=fs, device=device
+            dali, given["signal_BLT"], given.get("scale_BL1"), changes, config, shape=shape, fs=fs, device=device
         )  # fmt: skip
         epsilon = EPSILON_MV if in_mv(config) else EPSILON_STEPS
         return fn.normalize(x, axes=[1], epsilon=epsilon, dtype=types.FLOAT), given["label_BC"]

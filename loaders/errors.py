@@ -10,10 +10,13 @@ class AnyECGError(Exception):
         Every rank of the job raises it at the same place, so all may end in order.
     code : int
         What the command exits with.
+    quiet : bool
+        Another process of the job says it.
     """
 
     on_every_rank = False
     code = 2
+    quiet = False
 
 
 class UpgradeNeeded(AnyECGError):
@@ -28,6 +31,10 @@ class RecordError(AnyECGError):
     """A recording that cannot be read."""
 
 
+class Unsaid(RecordError):
+    """A file of plain numbers that does not say its rate or unit, nor was it said by an option."""
+
+
 class CohortError(AnyECGError):
     """A cohort that cannot be built or does not fit its config."""
 
@@ -38,6 +45,10 @@ class ShardError(AnyECGError):
 
 class ModelError(AnyECGError):
     """A checkpoint, model or score file that is missing, damaged, or of another make."""
+
+
+class SlurmError(AnyECGError):
+    """A cluster that is absent, or refuses what it is asked."""
 
 
 class Stopped(AnyECGError):

@@ -27,11 +27,14 @@ FORMATS = {
     "anyecg-comparison": 1,
     "anyecg-simulation": 1,
     "anyecg-profile": 1,
+    "anyecg-chain": 1,
+    "anyecg-scale": 1,
+    "anyecg-scale-table": 1,
 }
 # Documents that end with the SHA-256 of their text; a card and results may be edited by hand. What was written before
 # there were seals is read too, but there is no such index and no such checkpoint.
-_SEALED = ("anyecg-cohort", "anyecg-index", "anyecg-checkpoint", "anyecg-manifest", "anyecg-simulation")
-_ALWAYS_SEALED = ("anyecg-index", "anyecg-checkpoint", "anyecg-manifest")
+_ALWAYS_SEALED = ("anyecg-index", "anyecg-checkpoint", "anyecg-manifest", "anyecg-chain")
+_SEALED = (*_ALWAYS_SEALED, "anyecg-cohort", "anyecg-simulation")
 _SEAL, _SEAL_END = ',\n "digest": "', '"\n}\n'
 
 

@@ -1,5 +1,6 @@
-"""A cohort from any folder of WFDB records and a CSV of labels; each labelled record is its own draw."""
+"""A cohort from any folder of recordings and a CSV of labels; each labelled record is its own draw."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import polars as pl
 from anyecg.loaders.cohort import RECORD_SCHEMA, Cohort, pseudonym, split_patients
 from anyecg.loaders.errors import CohortError, RecordError
 from anyecg.loaders.progress import Progress
-from anyecg.loaders.records import find_records, open_record
+from anyecg.loaders.records import find_files, open_record
 
 RESERVED = ("visit_row", "time")
 VALUE = "value:"
@@ -92,8 +93,8 @@ def _values(path, texts):
 def folder_cohort(config, *, seed):
     """Make a cohort of the records that ``config.labels`` names below ``config.path``.
 
-    A record that is listed twice, missing, unreadable or without any label or value goes to the quarantine with its
-    reason.
+    A record is named by its path below the folder, with or without its extension. One that is listed twice, ambiguous,
+    missing, unreadable or without any label or value goes to the quarantine with its reason.
     """
     root = Path(config.path)
     if not root.is_dir():
@@ -107,7 +108,12 @@ def folder_cohort(config, *, seed):
         )
     ).to_series()
     repeated = set(listed.filter(listed.is_duplicated()))
-    found = set(find_records(root))
+    options = config.options
+    found = find_files(root, any_table="fs" in options)
+    labels = os.path.relpath(config.labels, root)
+    found = {name: file for name, file in found.items() if file != labels}
+    file_of = {file: file for file in found.values()} | found
+    used = set()
     kept: list[int] = []
     records: list[tuple] = []
     quarantine: list[tuple[str, str]] = []
@@ -116,17 +122,21 @@ def folder_cohort(config, *, seed):
             reason = None
             if name in repeated:
                 reason = "listed twice"
-            elif name not in found:
-                reason = "no such record"
+            elif name not in file_of:
+                alike = [file for file in found.values() if file.rpartition(".")[0] == name]
+                reason = f"ambiguous: which of {', '.join(alike)}?" if alike else "no such record"
+            elif file_of[name] in used:
+                reason = "listed twice"
             elif not has_any[row]:
                 reason = "no label"
             else:
                 try:
-                    record = open_record(root / name, root=root)
-                    records.append((len(kept), name, record.fs, 0, record.n_samples, record.digest))
+                    record = open_record(root / file_of[name], root=root, **options)
+                    records.append((len(kept), file_of[name], record.fs, 0, record.n_samples, record.digest))
                     kept.append(row)
                 except RecordError as cause:
                     reason = f"unreadable: {cause}"
+            used.add(file_of.get(name, name))
             if reason:
                 quarantine.append((name, reason))
             progress.advance(1)
@@ -151,10 +161,10 @@ def folder_cohort(config, *, seed):
         *((f"- {reason}", reasons.count(reason)) for reason in dict.fromkeys(reasons)),
         ("records kept", len(kept)),
         ("patients kept", len(np.unique(patients))),
-        ("records without a label row (not used)", len(found - set(listed))),
+        ("records without a label row (not used)", len(set(found.values()) - used)),
     ]
     return Cohort(
         targets=targets, components=components, visits=visits, records=records_table, draws=draws,
         quarantine=pl.DataFrame(quarantine, schema={"record": pl.String, "reason": pl.String}, orient="row"),
-        flow=flow, root=root.resolve(),
+        flow=flow, root=root.resolve(), options=options,
     )  # fmt: skip

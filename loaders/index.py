@@ -13,6 +13,7 @@ import numpy as np
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import NewFile, digest, file_hash, replacing, write_document
 from anyecg.loaders.index_form import HORIZON_BIT, TABLES, map_tables, read_head, table_head, table_path, table_shapes
+from anyecg.loaders.lead_names import find_lead
 from anyecg.loaders.shard_parse import opened
 from anyecg.loaders.splits import SPLITS
 
@@ -56,6 +57,15 @@ class Index:
     def leads(self):
         """Names of the leads of each window."""
         return tuple(json.loads(self.head["leads"]))
+
+    @property
+    def rhythm_lead(self):
+        """Position of the lead in which beats are looked for and that is shown: II if there, else the first."""
+        return (find_lead("II", self.leads) or [0])[0]
+
+    def scale_of(self, windows):
+        """Return the mV a step of windows, given as global rows, in each lead: float32 (windows, leads)."""
+        return self.tables["window_scale"][windows].reshape(len(windows), len(self.leads))
 
     @property
     def components(self):
@@ -119,9 +129,9 @@ class Index:
         return found
 
 
-def _write_tables(folder, described, n_targets):
+def _write_tables(folder, described, n_targets, n_leads):
     """Join the tables of all shards, one shard after the other, row numbers made global; return each table's shape."""
-    shapes = table_shapes(described, n_targets)
+    shapes = table_shapes(described, n_targets, n_leads)
     base = dict.fromkeys(described[0]["lengths"], 0)
     with ExitStack() as stack:
         files = {}
@@ -170,7 +180,7 @@ def write_index(folder, described, head, *, may_overlap=False):
             raise ShardError(
                 f"{folder / shard['name']}: another preset, rate or target table than {described[0]['name']}"
             )
-    shapes = _write_tables(folder, described, len(json.loads(meaning["targets"])))
+    shapes = _write_tables(folder, described, *(len(json.loads(meaning[what])) for what in ("targets", "leads")))
     n_overlapping = count_overlapping(folder)
     if n_overlapping and not may_overlap:
         raise ShardError(f"{n_overlapping} patients stand in two splits; split by patient, then run 'anyecg run' again")

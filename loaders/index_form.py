@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_
 
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import read_document
-from anyecg.loaders.shard_parse import CHUNK_WINDOWS, MAX_SAMPLES, chunk_sizes, open_plain
+from anyecg.loaders.shard_parse import CHUNK_WINDOWS, MAX_LEADS, MAX_SAMPLES, chunk_sizes, open_plain, scale_columns
 
 # Each table joins one set of all shards, row numbers made to count through the shards; dtype as stored.
 TABLES = {
@@ -72,7 +72,7 @@ class _Head(_Form):
 
     fs: Annotated[int, Field(ge=1, le=100_000)]
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
-    leads: Json[Annotated[list[str], Field(min_length=1, max_length=64)]]
+    leads: Json[Annotated[list[str], Field(min_length=1, max_length=MAX_LEADS)]]
     targets: _Names
     components: _Names
     preset: str
@@ -124,13 +124,14 @@ def table_dtype(name):
     return np.dtype(np.int64 if name == "chunks" else TABLES[name][1])
 
 
-def table_shapes(shards, n_targets):
+def table_shapes(shards, n_targets, n_leads):
     """Return the shape of each table of some shards."""
     n_rows = {what: sum(shard["lengths"][what] for shard in shards) for what in shards[0]["lengths"]}
     shapes: dict[str, tuple[int, ...]] = {
         name: (n_rows[source.split("/")[0]],) for name, (source, *_) in TABLES.items()
     }
     shapes["draw_labels"] += (n_targets,)
+    shapes["window_scale"] += scale_columns(n_leads)
     n_chunks = sum(-(-shard["lengths"]["windows"] // CHUNK_WINDOWS) for shard in shards)
     shapes["chunks"] = (n_chunks, len(CHUNK_COLUMNS))
     return shapes
@@ -147,7 +148,7 @@ def table_head(name, shape):
 
 def map_tables(folder, head):
     """Map every table of an index into memory; each must be just what its shards make of it."""
-    shapes = table_shapes(head["shards"], len(json.loads(head["targets"])))
+    shapes = table_shapes(head["shards"], *(len(json.loads(head[what])) for what in ("targets", "leads")))
     tables = {name: _map_table(table_path(folder, name), name, shape) for name, shape in shapes.items()}
     sizes = chunk_sizes(head["filter"], len(json.loads(head["leads"])) * head["samples"])
     _check_chunks(np.asarray(tables["chunks"]), head["shards"], sizes, table_path(folder, "chunks"))

@@ -12,6 +12,7 @@ from anyecg.loaders.counters import Counters
 from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.prefetch import Prefetcher
 from anyecg.loaders.source import Batch
+from anyecg.loaders.stop import unheard
 
 # A worker that gives nothing for so long is taken for dead.
 SECONDS_WITHOUT_A_BATCH = 600
@@ -80,7 +81,8 @@ class TorchBatches:
         loader: DataLoader = DataLoader(
             blocks, batch_size=None, sampler=_Numbers(first_step), num_workers=workers, **options
         )  # fmt: skip
-        self._blocks: Iterator = iter(loader)
+        with unheard():
+            self._blocks: Iterator = iter(loader)
 
     def next(self):
         """Return the next Batch; its tensors own their memory.
@@ -97,7 +99,7 @@ class TorchBatches:
         if self._device_id is not None:
             block = block.each(lambda tensor: tensor.to(self._device_id))
         with torch.no_grad():
-            x_BLT = standardised(block.signal_BLT, block.scale_B11, block.changes_Bn, self._config, fs=self._fs)
+            x_BLT = standardised(block.signal_BLT, block.scale_BL1, block.changes_Bn, self._config, fs=self._fs)
         self._counters.add("copy", start, n_bytes=x_BLT.nbytes, n_windows=len(x_BLT))
         return Batch(x_BLT, block.label_BC, *block.counts)
 

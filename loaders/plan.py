@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from anyecg.loaders.shard_config import SECONDS
 from anyecg.loaders.splits import SPLITS
-from anyecg.loaders.windows import SECONDS
 
 
 class ShardPlan(NamedTuple):

@@ -41,7 +41,7 @@ def shard_attributes(cohort, config, split, plan_hash):
     """Return the attributes of a shard: what it means, never where or by whom it was made."""
     # Both take SciPy's filters with them, a second that readers of shards can do without.
     from anyecg.kernels.prepare import preset_hash
-    from anyecg.loaders.windows import SECONDS
+    from anyecg.loaders.shard_config import SECONDS
 
     return {
         "format": "anyecg-shard",
@@ -49,7 +49,7 @@ def shard_attributes(cohort, config, split, plan_hash):
         "code_version": code_version(),
         "fs": config.fs,
         "samples": SECONDS * config.fs,
-        "leads": json.dumps([config.lead or "first"]),
+        "leads": json.dumps(config.leads or ["first"]),
         "preset": config.preset,
         "preset_hash": preset_hash(config.preset, config.fs),
         "filter": config.filter,
@@ -73,7 +73,7 @@ class ShardWriter:
     """
 
     def __init__(self, path, attributes):
-        self._shape = (CHUNK_WINDOWS, 1, attributes["samples"])
+        self._shape = (CHUNK_WINDOWS, len(json.loads(attributes["leads"])), attributes["samples"])
         self._buffer = np.zeros(self._shape, np.int16)
         self._n_windows = 0
         self._filter = attributes["filter"]
@@ -85,13 +85,13 @@ class ShardWriter:
             fletcher32=True, **load_filter(self._filter, path),
         )  # fmt: skip
 
-    def append(self, signal_WT):
-        """Add int16 windows, shape (W, samples)."""
+    def append(self, signal_WLT):
+        """Add int16 windows, shape (W, leads, samples)."""
         done = 0
-        while done < len(signal_WT):
+        while done < len(signal_WLT):
             row = self._n_windows % CHUNK_WINDOWS
-            n = min(CHUNK_WINDOWS - row, len(signal_WT) - done)
-            self._buffer[row : row + n, 0] = signal_WT[done : done + n]
+            n = min(CHUNK_WINDOWS - row, len(signal_WLT) - done)
+            self._buffer[row : row + n] = signal_WLT[done : done + n]
             done, self._n_windows = done + n, self._n_windows + n
             if row + n == CHUNK_WINDOWS:
                 self._write_chunk(self._n_windows - CHUNK_WINDOWS)

@@ -48,7 +48,7 @@ FILTERS = {"none": (h5py.h5z.FILTER_FLETCHER32,), "bitshuffle-lz4": (32008, h5py
 REMAKE = "remove it and run 'anyecg shard' again"
 # What this code writes: no user block before it, and checksums in all that HDF5 keeps for itself.
 _START = b"\x89HDF\r\n\x1a\n\x03"
-MAX_SAMPLES = 100_000
+MAX_SAMPLES, MAX_LEADS = 100_000, 12
 _MAX_TEXT = 1_000_000
 _RAISED = (
     OSError, LookupError, ValueError, ArithmeticError, RuntimeError, TypeError, AttributeError, MemoryError,
@@ -124,6 +124,9 @@ def _attributes(file, path):
     counts = json.loads(found["counts"])
     if not (isinstance(counts, dict) and all(type(n) is int and 0 <= n < 2**53 for n in counts.values())):
         raise ShardError(f"{path}: attribute counts holds no counts; {REMAKE}")
+    n_leads = len(json.loads(found["leads"]))
+    if not 1 <= n_leads <= MAX_LEADS:
+        raise ShardError(f"{path}: windows of {n_leads} leads; wanted 1 to {MAX_LEADS}")
     if not 0 < found["samples"] <= MAX_SAMPLES:
         raise ShardError(f"{path}: windows of {found['samples']} samples; wanted 1 to {MAX_SAMPLES}")
     return found
@@ -221,8 +224,10 @@ def _checked(file, name, path, attributes):
             f"{FILTERS.get(kind, 'those of this code')}"
         )
     load_filter(kind, path)
+    n_leads = len(json.loads(attributes["leads"]))
     columns = {
-        SIGNAL: (1, attributes["samples"]),
+        SIGNAL: (n_leads, attributes["samples"]),
+        "windows/scale": scale_columns(n_leads),
         "draws/labels": (len(json.loads(attributes["targets"])),),
         "draws/values": (len(json.loads(attributes["components"])),),
     }.get(name, ())
@@ -234,8 +239,13 @@ def _checked(file, name, path, attributes):
     return dataset
 
 
+def scale_columns(n_leads):
+    """Return the columns of the scales: of windows of one lead, which has always been so, none."""
+    return (n_leads,) if n_leads > 1 else ()
+
+
 def chunk_sizes(kind, n_samples):
-    """Return the least and the most bytes of a stored chunk of signal."""
+    """Return the least and the most bytes of a stored chunk of signal; ``n_samples`` are those of all leads."""
     n_raw = CHUNK_WINDOWS * n_samples * np.dtype(SETS[SIGNAL]).itemsize + CHECKSUM_BYTES
     # Without a filter a chunk has one size; LZ4 makes the worst data a little larger.
     return (n_raw, n_raw) if kind == "none" else (CHECKSUM_BYTES + 1, 2 * n_raw)
@@ -258,7 +268,7 @@ def _places(signal_set, kind, path, n_bytes):
     whole = len(places) == wanted and all(
         place[0] == number * CHUNK_WINDOWS for number, place in enumerate(places)
     )  # fmt: skip
-    shortest, longest = chunk_sizes(kind, signal_set.shape[2])
+    shortest, longest = chunk_sizes(kind, signal_set.shape[1] * signal_set.shape[2])
     sizes = [size for *_, size in places]
     fit = all(shortest <= size <= longest for size in sizes) and sum(sizes) <= n_bytes
     inside = all(offset + size <= n_bytes for *_, offset, size in places)

@@ -5,11 +5,9 @@ import logging
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
-from pydantic import Field
 
 from anyecg.loaders.collect import Collector
 from anyecg.loaders.errors import AnyECGError, ShardError
@@ -18,37 +16,13 @@ from anyecg.loaders.index import write_index
 from anyecg.loaders.plan import deal, plan_shards
 from anyecg.loaders.progress import SharedProgress
 from anyecg.loaders.ranks import share_error
-from anyecg.loaders.settings import Section
+from anyecg.loaders.shard_config import SECONDS
 from anyecg.loaders.shard_file import ShardWriter, describe_shard, shard_attributes
-from anyecg.loaders.shard_parse import load_filter
-from anyecg.loaders.windows import SECONDS
+from anyecg.loaders.shard_parse import load_filter, scale_columns
+from anyecg.loaders.stop import Asked, share_stop
 
 log = logging.getLogger(__name__)
 _ANY_SHARD = f"shard-{'[0-9]' * 5}"
-
-
-class ShardConfig(Section):
-    """How recordings become windows, and windows shards."""
-
-    preset: str = Field(
-        "ecgfounder",
-        pattern="^(ecgfounder|ecgfounder-paper|none)$",
-        description="filters of each window: ecgfounder, ecgfounder-paper or none",
-    )
-    fs: int = Field(500, ge=101, le=10_000, description="sampling rate of the stored windows in Hz")
-    lead: str = Field("", description="name of the lead to take; empty for the first")
-    pad_short: bool = Field(False, description="zero-pad recordings shorter than a window instead of dropping them")
-    train_horizon_min: Literal[60, 30, 15] = Field(
-        60, description="horizon whose windows the train split stores, in minutes; val and test store all three"
-    )
-    windows_per_draw: int = Field(200, ge=1, description="windows sampled per draw and horizon, at most")
-    before_only: bool = Field(False, description="take only windows that end before the draw")
-    windows_per_shard: int = Field(50_000, ge=1, description="about how many windows a shard holds (10 kB each)")
-    filter: Literal["none", "bitshuffle-lz4"] = Field(
-        "none", description="none, or bitshuffle-lz4: smaller files, read by HDF5 with the package hdf5plugin only"
-    )
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more than this share of records is bad")
-    ranks: int = Field(2, ge=1, description="MPI ranks that shard, started on this machine")
 
 
 def write_shards(folder, cohort, config, comm, *, seed, stage_hash, beside=None):
@@ -66,6 +40,8 @@ def write_shards(folder, cohort, config, comm, *, seed, stage_hash, beside=None)
     ------
     ShardError
         More than ``max_bad_fraction`` of the records are bad, or the disk refuses a write.
+    Stopped
+        A signal asked for it; the shards under way were finished.
     """
     folder = Path(folder)
     plans = plan_shards(cohort, windows_per_shard=config.windows_per_shard)
@@ -75,21 +51,26 @@ def write_shards(folder, cohort, config, comm, *, seed, stage_hash, beside=None)
     # Shards that are there are only read; dealt apart, so that what is left to make is spread evenly too.
     kept = deal([plan for plan in plans if plan.number in there], comm.size)[comm.rank]
     to_make = deal([plan for plan in plans if plan.number not in there], comm.size)[comm.rank]
-    shards = _Shards(folder, cohort, config, seed, plan_hash)
+    shards = ShardMaker(folder, cohort, config, seed, plan_hash)
     progress = SharedProgress(
         "shard", sum(plan.n_windows for plan in plans), " windows", comm,
-        partial(_describe, 2 * SECONDS * config.fs),
+        partial(_describe, 2 * config.n_leads * SECONDS * config.fs),
     )  # fmt: skip
     described, error = {}, None
-    try:
-        for plan in (*kept, *to_make):
-            described[plan.number] = shards.keep_or_make(plan, progress)
-    except AnyECGError as cause:
-        error = cause
-    except OSError as cause:
-        error = _disk_error(folder, cause)
-    progress.finish()
-    share_error(comm, error)
+    with Asked().listening() as asked:
+        try:
+            for plan in (*kept, *to_make):
+                if asked.number:
+                    break
+                described[plan.number] = shards.keep_or_make(plan, progress)
+        except AnyECGError as cause:
+            error = cause
+        except OSError as cause:
+            error = _disk_error(folder, cause)
+        progress.finish()
+        share_error(comm, error)
+        n_left = len(kept) + len(to_make) - len(described)
+        share_stop(comm, asked.number if n_left else 0, "finished shards are kept")
     gathered = comm.gather(described)
 
     def finish():
@@ -139,7 +120,7 @@ def _describe(window_bytes, counts, seconds):
     return f"kept_per_s={rate:.0f} MB_per_s={rate * window_bytes / 1e6:.1f} dropped: {', '.join(drops) or 'none'}"
 
 
-class _Shards:
+class ShardMaker:
     """What every shard of this run has in common, and how one is made."""
 
     def __init__(self, folder, cohort, config, seed, plan_hash):
@@ -206,8 +187,8 @@ def _rows_in_shard(rows, visit, first_window, first_draw, time_D):
     """Return the sets of one visit, its rows counted within the shard."""
     draw = first_draw + rows.draw
     return {
-        "windows/scale": rows.scale_W,
-        "windows/visit": np.full(len(rows.scale_W), visit),
+        "windows/scale": rows.scale_WL.reshape(len(rows.scale_WL), *scale_columns(rows.scale_WL.shape[1])),
+        "windows/visit": np.full(len(rows.scale_WL), visit),
         "windows/start": rows.start_W,
         "windows/flags": rows.flags_W,
         "pairs/window": first_window + rows.window,

@@ -1,9 +1,12 @@
 """The law of the simulated double: when visits, draws and waveforms happen, and how components act on the ECG."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from scipy.stats import norm
+
+# Not scipy.stats, which takes half a second to import.
+from scipy.special import ndtri
 
 from anyecg.loaders.targets import read_targets
 
@@ -80,7 +83,7 @@ class ComponentLaw:
         """Change of the result for one standard deviation of the level, between the limits."""
         if np.isnan(self.low) or np.isnan(self.high):
             return 0.35 * float(np.nanmax([self.low, self.high]))
-        return (self.high - self.low) / float(norm.isf(self.p_high) - norm.ppf(self.p_low))
+        return (self.high - self.low) / float(-ndtri(self.p_high) - ndtri(self.p_low))
 
     @property
     def decimals(self):
@@ -91,9 +94,9 @@ class ComponentLaw:
         """Return results for levels: rising, linear between two limits, flattening beyond; exponential with one."""
         level = np.asarray(level, np.float64)
         if np.isnan(self.low) or np.isnan(self.high):
-            limit, edge = (self.high, norm.isf(self.p_high)) if np.isnan(self.low) else (self.low, norm.ppf(self.p_low))
+            limit, edge = (self.high, -ndtri(self.p_high)) if np.isnan(self.low) else (self.low, ndtri(self.p_low))
             return np.round(limit * np.exp(0.35 * (level - edge)), self.decimals)
-        c_low, c_high, scale = norm.ppf(self.p_low), norm.isf(self.p_high), self.scale
+        c_low, c_high, scale = ndtri(self.p_low), -ndtri(self.p_high), self.scale
         above = self.high + scale * np.log1p(np.maximum(level - c_high, 0))
         fall = np.log1p(np.maximum(c_low - level, 0))
         below = self.low * np.exp(-scale / self.low * fall) if self.low > 0 else self.low - scale * fall
@@ -101,6 +104,7 @@ class ComponentLaw:
         result = np.where(level > c_high, above, np.where(level < c_low, below, inside))
         return np.round(result, self.decimals)
 
+    @cache  # noqa: B019  The laws are made once and stay.
     def edge(self, direction):
         """Return the level beyond which a printed result is abnormal."""
         level = np.linspace(-5, 5, 200_001)
@@ -108,6 +112,7 @@ class ComponentLaw:
         return float(level[value > self.high].min() if direction == "high" else level[value < self.low].max())
 
 
+@cache
 def component_laws():
     """Return the law of every component of the paper's table, in its order.
 
@@ -133,7 +138,7 @@ def component_laws():
         laws.append(
             ComponentLaw(component, first.unit, limit["low"], limit["high"], share["low"], share["high"], measured)
         )
-    return laws
+    return tuple(laws)
 
 
 def visit_times(rng, n, hours):

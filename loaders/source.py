@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anyecg.kernels.counter import uniform
-from anyecg.loaders.augment import AugmentConfig, check_preset, draw_changes
+from anyecg.loaders.augment import check_preset, draw_changes
 from anyecg.loaders.counters import Counters
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest
 from anyecg.loaders.index import open_index
 from anyecg.loaders.reader import WindowReader
 from anyecg.loaders.stream import order_of, rows_of_rank, slots_of_rank
+from anyecg.loaders.stream_config import AugmentConfig
 
 log = logging.getLogger(__name__)
 # Batches between the one whose runs threads begin to read and the one that is gathered.
@@ -31,7 +32,7 @@ class Block(NamedTuple):
     Attributes
     ----------
     signal_BLT : int16 array (B, leads, samples)
-    scale_B11 : float32 array (B, 1, 1)
+    scale_BL1 : float32 array (B, leads, 1)
         mV a step.
     label_BC : int8 array (B, targets); float32 for values
     changes_Bn : float32 array (B, n)
@@ -43,7 +44,7 @@ class Block(NamedTuple):
     """
 
     signal_BLT: Any
-    scale_B11: Any
+    scale_BL1: Any
     label_BC: Any
     changes_Bn: Any
     n_pairs: int
@@ -56,7 +57,7 @@ class Block(NamedTuple):
 
     def each(self, convert):
         """Return the Block with every array converted."""
-        names = ("signal_BLT", "scale_B11", "label_BC", "changes_Bn")
+        names = ("signal_BLT", "scale_BL1", "label_BC", "changes_Bn")
         return self._replace(**{name: convert(getattr(self, name)) for name in names})
 
 
@@ -233,7 +234,7 @@ class PairSource(_Source):
             pairs, seed=self.order["seed"], epoch=epoch, config=self.config, fs=self.fs, n_samples=self.n_samples
         )  # fmt: skip
         return Block(
-            signal_BLT, tables["window_scale"][tables["pair_window"][pairs]][:, None, None], label_BC, changes_Bn,
+            signal_BLT, self.index.scale_of(tables["pair_window"][pairs])[:, :, None], label_BC, changes_Bn,
             n_pairs=n_places, n_substituted=n_substituted,
         )  # fmt: skip
 
@@ -294,6 +295,6 @@ class WindowSource(_Source):
         rows = self.windows[number * self.batch_size : (number + 1) * self.batch_size]
         signal_BLT = self.reader.read(rows, None if buffer is None else buffer[: len(rows)])
         return Block(
-            signal_BLT, self.index.tables["window_scale"][rows][:, None, None], np.full((len(rows), 1), -1, np.int8),
+            signal_BLT, self.index.scale_of(rows)[:, :, None], np.full((len(rows), 1), -1, np.int8),
             np.empty((len(rows), 0), np.float32), n_pairs=len(rows), n_substituted=0,
         )  # fmt: skip

@@ -4,10 +4,11 @@ import threading
 
 import numpy as np
 
-from anyecg.loaders.choice import Choice, Chosen
+from anyecg.loaders.choice import Chosen
 from anyecg.loaders.files import digest
 from anyecg.loaders.index import Index, open_index
 from anyecg.loaders.order import EpochOrder
+from anyecg.loaders.stream_config import Choice
 
 __all__ = [
     "Index", "batch", "epoch_order", "n_batches", "n_units", "open_index", "order_of", "rows_of_rank",

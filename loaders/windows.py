@@ -1,7 +1,7 @@
-"""The windows of one recording: found on one grid, judged raw, then resampled, filtered and stored as int16."""
+"""The windows of one recording: found on one grid in all leads, judged raw, resampled, filtered, stored as int16."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,15 +20,15 @@ from anyecg.kernels.segment import (
     quantise_into,
 )
 from anyecg.loaders.errors import RecordError
+from anyecg.loaders.shard_config import SECONDS
 
-SECONDS = 10
 # Windows filtered at a time: their intermediates stay in the cache, and memory is not asked for again and again.
 _TOGETHER = 64
 
 
 @dataclass(frozen=True)
 class FoundWindows:
-    """The windows of one recording, judged but not yet filtered.
+    """The windows of one lead, judged but not yet filtered.
 
     Attributes
     ----------
@@ -50,8 +50,89 @@ class FoundWindows:
     padded: bool
 
 
+@dataclass(frozen=True)
+class FoundLeads:
+    """The windows of one recording in several leads, on one grid over the shortest of them.
+
+    Attributes
+    ----------
+    records : tuple of Record or None
+    leads : tuple of FoundWindows or None
+        None for a lead that is missing; its windows are zeros.
+    start_s_W : float array
+        Where each window begins, in seconds.
+    flags_W : uint8 array
+        Every flag that a window has in any lead.
+    """
+
+    records: tuple
+    leads: tuple
+    start_s_W: np.ndarray
+    flags_W: np.ndarray
+
+
+def find_leads(records, *, pad_short, keep=True):
+    """Read the leads of a recording one after the other, cut them on one grid, and judge each raw window.
+
+    Parameters
+    ----------
+    records : tuple of Record or None
+        Of ``anyecg.loaders.records.open_leads``: at least one of them is there.
+    pad_short : bool
+    keep : bool
+        Keep the leads' samples until they are stored; otherwise they are read a second time then.
+
+    Returns
+    -------
+    FoundLeads
+
+    Raises
+    ------
+    RecordError
+        Unreadable.
+    """
+    leads = []
+    for record in records:
+        found = None if record is None else find_windows(record, pad_short=pad_short)
+        leads.append(found if keep or found is None else replace(found, signal=None))
+    there = [found for found in leads if found is not None]
+    n_windows = min(len(found.flags_W) for found in there)
+    flags_W = np.bitwise_or.reduce([found.flags_W[:n_windows] for found in there])
+    start_s_W = there[0].start_W[:n_windows] / there[0].fs
+    return FoundLeads(tuple(records), tuple(leads), start_s_W, flags_W)
+
+
+def store_leads(found, chosen_W, *, fs, preset):
+    """Resample, filter and quantise the chosen windows of a recording, each lead by itself as ``store_windows`` does.
+
+    Parameters
+    ----------
+    found : FoundLeads
+    chosen_W, fs, preset
+        As for ``store_windows``.
+
+    Returns
+    -------
+    (int16 (chosen, leads, samples), float32 scale (chosen, leads))
+
+    Raises
+    ------
+    RecordError
+        As ``store_windows``; unreadable, where the samples are read a second time.
+    """
+    shape = int(chosen_W.sum()), len(found.leads)
+    signal_WLT, scale_WL = np.zeros((*shape, SECONDS * fs), np.int16), np.ones(shape, np.float32)
+    for place, (record, lead) in enumerate(zip(found.records, found.leads, strict=True)):
+        if lead is None:
+            continue
+        if lead.signal is None:
+            lead = replace(lead, signal=fill_gaps(record.read(), fs=record.fs)[0])
+        signal_WLT[:, place], scale_WL[:, place] = store_windows(lead, chosen_W, fs=fs, preset=preset)
+    return signal_WLT, scale_WL
+
+
 def find_windows(record, *, pad_short):
-    """Read a recording, cut it on one grid from its start, and judge each raw window.
+    """Read a lead, cut it on one grid from its start, and judge each raw window.
 
     Raises
     ------
@@ -71,7 +152,7 @@ def find_windows(record, *, pad_short):
 
 
 def store_windows(found, chosen_W, *, fs, preset):
-    """Resample, filter and quantise the chosen windows of a recording; those that are not finite or flat become zeros.
+    """Resample, filter and quantise the chosen windows of a lead; those that are not finite or flat become zeros.
 
     Parameters
     ----------

@@ -12,8 +12,17 @@ from pathlib import Path
 
 from anyecg.loaders.errors import AnyECGError
 from anyecg.loaders.progress import on_terminal
+from anyecg.loaders.ranks import by_torchrun
+from anyecg.loaders.stop import SIGNALS, Ended
 
 PR_SET_PDEATHSIG = 1
+# Of the launcher around us: inside a Slurm job too the ranks are this machine's alone.
+_PREFIXES = ("SLURM_", "PMI_", "PMIX_", "TORCHELASTIC_", "GROUP_", "ROLE_")
+_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def _is_launchers(name):
+    return name.startswith(_PREFIXES) or (by_torchrun() and name in _NAMES)
 
 
 def find_mpirun():
@@ -22,12 +31,35 @@ def find_mpirun():
     return str(beside) if beside.exists() else shutil.which("mpirun")
 
 
+def ranks_wanted(otherwise):
+    """Return how many ranks torchrun asks for, else ``otherwise``.
+
+    Raises
+    ------
+    AnyECGError
+        torchrun on several machines.
+    """
+    if not by_torchrun():
+        return otherwise
+    n_ranks, n_here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if n_ranks != n_here:
+        raise AnyECGError(
+            f"torchrun started {n_ranks} processes, {n_here} of them on this machine; on several machines start the "
+            "stage with srun --mpi=pmi2"
+        )
+    return n_ranks
+
+
+def is_spare():
+    """Say whether torchrun started this process beside the one that starts the MPI ranks."""
+    return by_torchrun() and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
 def rank_environment(n_ranks):
     """Return the environment of the ranks: threads shared out, nothing imported from the working folder."""
     n_threads = max(1, len(os.sched_getaffinity(0)) // n_ranks)
-    # Inside a Slurm job too these ranks are this machine's alone.
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+        **{name: value for name, value in os.environ.items() if not _is_launchers(name)},
         "ANYECG_LOCKED": "1",
         "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(n_threads)),
@@ -71,7 +103,7 @@ def start_ranks(arguments, n_ranks):
 def _passing_on():
     """Pass the signals that ask for an end on to the processes of a list for a while; only the main thread can."""
     processes: list[subprocess.Popen] = []
-    numbers = (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, lambda number, _: _tell(processes, number)) for number in numbers}
     try:
         yield processes
@@ -88,6 +120,6 @@ def _passing_on():
 def _tell(processes, number):
     if not processes:
         # Nothing runs that could save.
-        sys.exit(128 + number)
+        raise Ended
     for process in processes:
         process.send_signal(number)

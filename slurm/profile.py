@@ -31,8 +31,8 @@ def _order(config):
     return {"seed": config.seed, "split": "train", "horizon_min": config.finetune.horizon_min}
 
 
-def shards_to_profile(folder, config, seconds):
-    """Return the index of the shards in ``folder``.
+def check_shards(folder, config, seconds):
+    """Refuse shards in ``folder`` that cannot be profiled.
 
     Raises
     ------
@@ -49,7 +49,6 @@ def shards_to_profile(folder, config, seconds):
         raise ModelError(
             f"{folder}: no training pairs within {config.finetune.horizon_min} min; check [cohort] and [stream]"
         )
-    return index
 
 
 def _n_samples(index, config):
@@ -59,10 +58,10 @@ def _n_samples(index, config):
 class Consumer:
     """Take this rank's training batches and, where there is an engine, train on them as finetune does."""
 
-    def __init__(self, index, config, comm, *, device, engine=None):
+    def __init__(self, index, config, comm, *, device, engine=None, traced=True, phase=lambda name, together: None):
         from anyecg.train.batches import PairBatches
 
-        self.counters = Counters(traced=True)
+        self.counters, self.phase = Counters(traced=traced), phase
         self.comm, self.engine = comm, engine
         # Ranks that train together stop together.
         self.together = comm if engine is not None else None
@@ -82,27 +81,24 @@ class Consumer:
         """Do one training step on the newest batch; return its windows on this rank."""
         start, n_windows = time.perf_counter_ns(), len(self.batch.x_BLT)
         rate = self.engine.config.learning_rate
-        self.engine.train_step(self.batch, 0, learning_rate=rate, n_each=self.batches.n_each)
+        self.engine.train_step(self.batch, 0, learning_rate=rate, n_each=self.batches.n_each, phase=self.phase)
         self.counters.add("step", start, n_windows=n_windows)
         return n_windows
 
 
-def _start_model(index, config, comm, folder):
-    """Return (engine, device) of the configured network, as finetune starts them."""
-    from anyecg.train.distributed import join
+def start_engine(index, config, comm, device):
+    """Return the engine of the configured network as finetune starts it, on ranks that have joined."""
     from anyecg.train.engine import Engine
-    from anyecg.train.finetune import initial_network
+    from anyecg.train.initial import initial_network
     from anyecg.train.objective import Objective
 
     objective = Objective(config.finetune, index)
     network = initial_network(
-        config.finetune, index, comm, n_targets=len(objective.targets), seed=config.seed, fresh=True
+        config.finetune, index, comm, targets=objective.targets, seed=config.seed, fresh=True
     )  # fmt: skip
-    device = join(comm, folder)
-    engine = Engine(
+    return Engine(
         network, objective, config.finetune, config.deepspeed, seed=config.seed, comm=comm, device=device
     )  # fmt: skip
-    return engine, device
 
 
 def profile(index, config, comm, *, seconds, with_model, folder):
@@ -125,11 +121,12 @@ def profile(index, config, comm, *, seconds, with_model, folder):
     -------
     (dict of figures, list of (events, thread names) of each rank) on rank 0, else (None, None)
     """
-    from anyecg.train.distributed import device_of, leave
+    from anyecg.train.distributed import device_of, join, leave
 
     engine = None
     if with_model:
-        engine, device = _start_model(index, config, comm, folder)
+        device = join(comm, folder)
+        engine = start_engine(index, config, comm, device)
     else:
         device = device_of(comm)
     limits = ["disk", "memory"] + ["pcie"] * (device.type == "cuda") + ["model"] * with_model
@@ -143,14 +140,14 @@ def profile(index, config, comm, *, seconds, with_model, folder):
     if with_model:
         leave(comm, folder)
     mine = rank_profile(**measured, limits=found)
-    gathered = comm.gather((mine, _machine(device), measured["events"][: MAX_TRACED // comm.size], _thread_names()))
+    gathered = comm.gather((mine, machine_of(device), measured["events"][: MAX_TRACED // comm.size], _thread_names()))
     if comm.rank:
         return None, None
     ranks, machines, *traces = zip(*gathered, strict=True)
     summary = summarise(ranks)
     document = {
         "verdict": verdict(summary), **summary, "disk_read_by": how, "with_model": with_model,
-        "setting": _setting(index, config), "machine": _counted(machines), "versions": _versions(),
+        "setting": setting_of(index, config), "machine": counted(machines), "versions": versions(),
     }  # fmt: skip
     return document, list(zip(*traces, strict=True))
 
@@ -202,7 +199,7 @@ def _measure_limits(names, index, consumer, device, progress):
     return limits, disk.how
 
 
-def _machine(device):
+def machine_of(device):
     """Describe this rank's machine without its name."""
     import torch
 
@@ -215,13 +212,14 @@ def _machine(device):
     }  # fmt: skip
 
 
-def _counted(machines):
+def counted(machines):
     """Return each kind of machine once, with the number of ranks on it."""
     kinds = [machine for number, machine in enumerate(machines) if machine not in machines[:number]]
     return [{**kind, "ranks": machines.count(kind)} for kind in kinds]
 
 
-def _setting(index, config):
+def setting_of(index, config):
+    """Return what of the config and the shards decides the speed."""
     keys = ("loader", "prefetch", "read_threads", "run_chunks", "workers")
     return {
         "batch_size": config.finetune.batch_size, "model": config.finetune.model,
@@ -231,7 +229,8 @@ def _setting(index, config):
     }  # fmt: skip
 
 
-def _versions():
+def versions():
+    """Return the versions of what decides the speed."""
     installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
     found = {name: installed[name] for name in VERSIONS if name in installed}
     return {"anyecg-lab": code_version(), "python": platform.python_version(), **found}

@@ -37,6 +37,20 @@ levels = ["window", "draw", "visit"]
 n_replicates = 200
 """
 
+# The files that take longest, in this order, go first: at the end no worker waits for another one's minutes.
+SLOWEST = (
+    "kernels/test_same_bytes.py", "train/test_resume.py", "slurm/test_cluster.py", "train/test_watch.py",
+    "app/test_demo.py", "app/test_simulated_chain.py", "train/test_finetune.py", "train/test_evaluate.py",
+    "loaders/test_shards.py", "app/test_cli.py", "loaders/test_simulate.py", "train/test_engine.py",
+    "train/test_finetune_heads.py", "app/test_profile.py", "train/test_export.py", "loaders/test_faults.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the tests by their files' place in SLOWEST, all others behind them as they stand."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 def anyecg(*arguments, **options):
     """Run the command line in a process of its own; return its CompletedProcess with text output."""
@@ -63,6 +77,13 @@ def write_small_config(folder, n_records=60):
         csv.writer(file).writerows([head, *rows[:n_records]])
     (folder / "config.toml").write_text(SMALL.format(records=DEMO / "records"))
     return folder / "config.toml"
+
+
+def lacking(what):
+    """Skip a test for what this machine lacks; where ``make test-system`` has installed it, that is a failure."""
+    if os.environ.get("ANYECG_SYSTEM"):
+        pytest.fail(f"{what}; 'make test-system' wants every test of Slurm, MPI and the browser to run")
+    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")

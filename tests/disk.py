@@ -13,7 +13,8 @@ from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.index import open_index
 from anyecg.loaders.reader import WindowReader
-from anyecg.loaders.shards import ShardConfig, write_shards
+from anyecg.loaders.shard_config import ShardConfig
+from anyecg.loaders.shards import write_shards
 from anyecg.loaders.verify import Problem, verify
 
 CHANGES = ("open", "pwrite", "ftruncate", "fsync", "rename", "unlink", "mkdir")

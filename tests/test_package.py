@@ -28,8 +28,12 @@ def test_wheel_carries_rooms_template_and_demo(tmp_path):
     wanted = {f"anyecg/{path.relative_to(REPOSITORY)}" for path in rooms}
     wanted |= {f"anyecg/app/demo/{path.relative_to(DEMO)}" for path in DEMO.rglob("*") if path.is_file()}
     wanted |= {f"anyecg/app/{name}" for name in ("page.css", "profile.html.j2")}
+    wanted |= {f"anyecg/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "app/serve_page").iterdir()}
+    shipped = [path for path in (REPOSITORY / "app/cinc2017").rglob("*") if path.is_file()]
+    wanted |= {f"anyecg/{path.relative_to(REPOSITORY)}" for path in shipped}
     wanted |= {f"anyecg/app/report.{end}" for end in ("css", "html.j2", "js")}
-    wanted |= {"anyecg/loaders/targets108.csv", "anyecg/slurm/configs/mcmed.toml"}
+    wanted |= {"anyecg/loaders/targets108.csv", "anyecg/slurm/configs/mcmed.toml", "anyecg/slurm/job.sbatch.j2"}
+    wanted |= {"anyecg/slurm/batch/shard.sbatch", "anyecg/slurm/sites/cpu.toml"}
     assert wanted <= names
 
 

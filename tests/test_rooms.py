@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from .conftest import REPOSITORY
+from .conftest import DEMO, REPOSITORY
 
 ORDER = ("kernels", "loaders", "train", "slurm", "app")
 FILES = sorted(path for room in ORDER for path in (REPOSITORY / room).rglob("*.py"))
@@ -40,13 +40,34 @@ def _loaded_by(code):
         [sys.executable, "-c", f"{code}\nimport sys; print('\\n', *sys.modules)"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return set(done.stdout.split())
+    # What the code itself prints stands above.
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {
+    "numpy", "numba", "torch", "nvidia", "deepspeed", "mpi4py", "h5py", "scipy", "matplotlib", "polars", "pyarrow",
+    "sklearn", "pandas", "onnx",
+}  # fmt: skip
 
 
 def test_help_loads_no_heavy_package():
     code = "from anyecg.app.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
-    heavy = {"numpy", "numba", "torch", "nvidia", "deepspeed", "mpi4py", "pydantic", "h5py", "scipy", "matplotlib"}
-    assert not heavy & _loaded_by(code)
+    assert not (HEAVY | {"pydantic"}) & _loaded_by(code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import anyecg.app.config",
+        "import anyecg.app.stages",
+        f"from anyecg.app.cli import main; main(['config', {str(DEMO / 'config.toml')!r}])",
+    ],
+    ids=["config", "stages", "command"],
+)
+def test_the_config_loads_no_heavy_package(code):
+    loaded = _loaded_by(code)
+    assert "pydantic" in loaded
+    assert not HEAVY & loaded
 
 
 def test_kernels_load_neither_torch_nor_files():

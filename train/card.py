@@ -1,14 +1,16 @@
-"""What a model's card must say before anyone scores with it; a card may come from elsewhere."""
+"""The card of a model: what it must say before anyone scores with it, for it may come from elsewhere."""
 
 import math
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from anyecg.kernels.prepare import PRESETS
+from anyecg.kernels.presets import PRESETS
 from anyecg.loaders.errors import ModelError
-from anyecg.loaders.windows import SECONDS
-from anyecg.train.heads import Head
+from anyecg.loaders.files import file_hash, read_document
+from anyecg.loaders.shard_config import SECONDS
+from anyecg.train.finetune_config import Head, Model
 
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 # Columns of the CSV of scores that are no target.
@@ -65,3 +67,50 @@ def check_card(where, card):
         place = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
         raise ModelError(f"{where}: not the card of a model ({f'{place}: ' if place else ''}{said})") from None
+
+
+def check_network(where, card):
+    """Refuse a card of a network that this code does not have."""
+    if card["model"] not in (known := get_args(Model)):
+        raise ModelError(f"{where}: unknown network {card['model']!r}; known: {', '.join(known)}")
+
+
+def read_card(folder):
+    """Read the card of a published model.
+
+    Raises
+    ------
+    ModelError
+        No model there, another version, or an unknown network.
+    """
+    folder = Path(folder)
+    card = read_document(
+        folder / "card.json", "anyecg-model", error=ModelError,
+        missing=f"{folder} holds no finished model; run 'anyecg finetune' with the same config first",
+    )  # fmt: skip
+    check_card(folder / "card.json", card)
+    check_network(folder, card)
+    return card
+
+
+def check_weights(folder):
+    """Read the card of a published model and refuse weights that are not those it names."""
+    card = read_card(folder)
+    weights = Path(folder) / "model.safetensors"
+    if not weights.is_file() or file_hash(weights) != card.get("weights_sha256"):
+        raise ModelError(f"{weights}: missing or not the weights of its card; run 'anyecg finetune' again")
+    return card
+
+
+def check_target_table(folder, card, index):
+    """Refuse a model made for another target table or another preparation than the shards have."""
+    for key, what in (
+        ("target_hash", "target table"), ("preset_hash", "preparation"), ("fs", "sampling rate"),
+        ("samples", "window length"), ("leads", "leads"),
+    ):  # fmt: skip
+        wanted = list(index.leads) if key == "leads" else index.head[key]
+        if card[key] != wanted:
+            raise ModelError(
+                f"{folder}: made for another {what} ({card[key]}) than the shards in {index.folder} ({wanted}); "
+                "run 'anyecg finetune' on these shards"
+            )

@@ -8,13 +8,13 @@ from anyecg.kernels import auroc, regression
 from anyecg.kernels.weights import Resampling
 from anyecg.loaders.errors import ModelError
 from anyecg.train.decide import ALL, MEAN, Decisions, check_classes, decided
-from anyecg.train.evaluate import EvaluateConfig
+from anyecg.train.evaluate_config import EvaluateConfig, check_levels
 from anyecg.train.intervals import Intervals, holm, mean_of
 from anyecg.train.measures import Areas, replicates_of
-from anyecg.train.predict import Scores
 from anyecg.train.regress import SCALE
 from anyecg.train.results import without_nan
-from anyecg.train.units import check_levels, clusters_of, fewer_rows, is_measured, n_distinct, of_level, units_of
+from anyecg.train.scores import Scores
+from anyecg.train.units import clusters_of, fewer_rows, is_measured, n_distinct, of_level, units_of
 
 COLUMNS = (
     "target", "metric", "model", "n", "n_positive", "n_patients", "value", "value_low", "value_high", "difference",

@@ -96,7 +96,7 @@ class Engine:
     ----------
     network : anyecg.train.network.Network
     objective : anyecg.train.objective.Objective
-    config : anyecg.train.finetune.FinetuneConfig
+    config : anyecg.train.finetune_config.FinetuneConfig
     raw : dict
         The [deepspeed] table.
     seed : int

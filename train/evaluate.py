@@ -4,17 +4,15 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from anyecg.kernels.weights import Resampling
 from anyecg.loaders.files import code_version, digest
-from anyecg.loaders.settings import Section
 from anyecg.train.added import added_value
 from anyecg.train.decide import check_classes, decision_task
 from anyecg.train.delong import clustered_se, delong_se
+from anyecg.train.evaluate_config import check_levels
 from anyecg.train.intervals import interval_of
 from anyecg.train.measures import Areas, Binary, replicates_of
 from anyecg.train.people import people_of
@@ -24,8 +22,6 @@ from anyecg.train.tables import Tables
 from anyecg.train.thresholds import threshold_of
 from anyecg.train.units import (
     Clusters,
-    Level,
-    check_levels,
     cluster_keys,
     fewer_rows,
     is_measured,
@@ -37,40 +33,6 @@ from anyecg.train.units import (
 from anyecg.train.work import Measured, Task, run_tasks
 
 log = logging.getLogger(__name__)
-Attribute = Literal["sex", "age", "race"]
-
-
-class EvaluateConfig(Section):
-    """Which results are made, and how their intervals."""
-
-    horizons_min: list[Literal[60, 30, 15]] = Field([60], min_length=1, description="horizons: 60, 30, 15 minutes")
-    levels: list[Level] = Field(
-        ["window", "draw"],
-        min_length=1,
-        description="units: window, draw (mean logit), draw-head (the head that joins windows), visit (its first draw)",
-    )
-    f1_classes: list[str] = Field([], description="exclusive labels: classes of the mean F1; empty: all")
-    unit: Literal["patient", "visit", "draw", "window"] = Field(
-        "patient", description="what is resampled: patient, visit, draw or window (parity with the paper)"
-    )
-    n_replicates: int = Field(1000, ge=2, le=100_000, description="bootstrap replicates")
-    confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
-    interval: Literal["logit-t", "percentile"] = Field(
-        "logit-t", description="logit-t (R2, errors and correlations: on scales of their own) or percentile"
-    )
-    threshold: Literal["youden", "sensitivity", "f1"] = Field(
-        "youden", description="threshold, chosen on the validation split: best by Youden, fixed sensitivity, best F1"
-    )
-    sensitivity: float = Field(0.9, gt=0, le=1, description="what threshold = 'sensitivity' asks for")
-    kernel: Literal["exact", "binned"] = Field(
-        "exact", description="binned: replicates of the areas from bins of the scores; the error is printed"
-    )
-    subgroups: list[Attribute] = Field(["sex", "age", "race"], description="groups that AUROCs are shown for")
-    baselines: bool = Field(True, description="what age, sex and heart rate say alone, and what the ECG adds to them")
-    internal: str = Field(
-        "", description="results.json of the same model on its own cohort: thresholds come from there, figures beside"
-    )
-    ranks: int = Field(2, ge=1, description="MPI ranks that evaluate, started on this machine")
 
 
 @dataclass(frozen=True)
@@ -149,7 +111,7 @@ class Evaluation:
     Parameters
     ----------
     index : anyecg.loaders.index.Index
-    scores : anyecg.train.predict.Scores
+    scores : anyecg.train.scores.Scores
     config : EvaluateConfig
     cohort : anyecg.loaders.cohort.Cohort
         That the shards were made of.
@@ -299,7 +261,7 @@ def evaluate(folder, index, scores, config, cohort, *, seed, comm, stage_hash, n
     ----------
     folder : path
     index : anyecg.loaders.index.Index
-    scores : anyecg.train.predict.Scores
+    scores : anyecg.train.scores.Scores
     config : EvaluateConfig
     cohort : anyecg.loaders.cohort.Cohort
     comm : MPI communicator

@@ -51,14 +51,14 @@ def export_model(folder, form, out):
     form : str
         "ecgfounder": the pickled dict that ECGFounder's class loads with ``strict=True`` (net1d only; optimiser and
         scheduler are empty, numbers that the card has not are None or NaN). "safetensors": weights, and the card as
-        metadata. "onnx": the graph with the z-score, and the card as metadata.
+        metadata. "onnx": the graph with the z-score, and the card as metadata; beside it the same card, OUT.json.
     out : path
         The file to write; .pth, .safetensors or .onnx.
 
     Returns
     -------
     int
-        Bytes written.
+        Bytes of the model.
 
     Raises
     ------

@@ -14,19 +14,20 @@ from anyecg.loaders.errors import AnyECGError, ModelError, Stopped
 from anyecg.loaders.files import make_folder, replacing
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.ranks import share_error
+from anyecg.loaders.stop import Asked
 from anyecg.loaders.stream import n_units
 from anyecg.train.average import Average
 from anyecg.train.batches import PairBatches
 from anyecg.train.checkpoint import Checkpoint
 from anyecg.train.distributed import join, leave
 from anyecg.train.engine import Engine
+from anyecg.train.initial import initial_network
 from anyecg.train.journal import Journal
-from anyecg.train.model import build_model, load_weights, publish, save_weights
+from anyecg.train.model import load_weights, publish, save_weights
 from anyecg.train.objective import Objective
 from anyecg.train.schedule import Plateau, learning_rate_factor
 from anyecg.train.validation import Validation
-from anyecg.train.watch import Asked, Watch
-from anyecg.train.weights import load_ecgfounder
+from anyecg.train.watch import Watch
 
 log = logging.getLogger(__name__)
 # Share of an epoch's samples that may stand in for damaged ones.
@@ -38,27 +39,6 @@ CURVE = (
 BEATS = ".beats"
 # The first steps of a process may compile.
 SLOW_STEPS, SLOW_FACTOR = 2, 20.0
-
-
-def initial_network(config, index, comm, *, n_targets, seed, fresh):
-    """Return the network to train, the same on every rank; a fresh start takes the weights of the config's file."""
-    n_leads = len(index.leads)
-    if not (fresh and config.weights):
-        return build_model(
-            config.model, n_leads=n_leads, n_targets=n_targets, seed=seed, fs=index.head["fs"], join=config.join
-        )  # fmt: skip
-    error = None
-    try:
-        network = load_ecgfounder(config.weights, n_targets=n_targets, seed=seed)
-        if network.in_channels != n_leads:
-            raise ModelError(f"{config.weights}: takes {network.in_channels} leads; {index.folder} holds {n_leads}")
-        if config.join == "features":
-            torch.manual_seed(seed)
-            network.join_features()
-    except ModelError as cause:
-        error = cause
-    share_error(comm, error)
-    return network.train()
 
 
 class Training:
@@ -80,7 +60,7 @@ class Training:
         found = self._load()
         self.objective = Objective(config, index)
         self.network = initial_network(
-            config, index, comm, n_targets=len(self.objective.targets), seed=seed, fresh=found is None
+            config, index, comm, targets=self.objective.targets, seed=seed, fresh=found is None
         )  # fmt: skip
         if found:
             tensors, self.state = found
@@ -132,7 +112,7 @@ class Training:
 
         Parameters
         ----------
-        asked : anyecg.train.watch.Asked
+        asked : anyecg.loaders.stop.Asked
 
         Raises
         ------

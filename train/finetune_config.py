@@ -5,17 +5,21 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from anyecg.loaders.settings import Section
-from anyecg.train.heads import Head
+
+Head = Literal["multilabel", "exclusive", "regression"]
+Model = Literal["resnet", "s4d", "net1d"]
 
 
 class FinetuneConfig(Section):
     """How a network is trained."""
 
-    model: Literal["resnet", "s4d", "net1d"] = Field(
+    model: Model = Field(
         "resnet", description="network: resnet or s4d (small), or net1d (30.7 M parameters, ECGFounder's)"
     )
     weights: str = Field(
-        "", description="net1d: ECGFounder's published .pth, or 'anyecg import-weights' of it; empty: from scratch"
+        "",
+        description="what to start from: a model of ours (folder, .safetensors), or for net1d ECGFounder's .pth or "
+        "'anyecg import-weights' of it; empty: from scratch",
     )
     train: Literal["all", "head"] = Field("all", description="what is trained: all layers, or the head alone")
     head: Head = Field(
@@ -67,8 +71,8 @@ class FinetuneConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self):
-        if self.weights and self.model != "net1d":
-            raise ValueError("weights are those of model = 'net1d'; set it, or leave weights empty")
+        if self.weights.endswith(".pth") and self.model != "net1d":
+            raise ValueError("weights of ECGFounder are those of model = 'net1d'; set it, or give a model of ours")
         if self.train == "head" and not self.weights:
             raise ValueError("train = 'head' leaves all other weights as they are; give the weights to start from")
         if self.positive_weight and self.head != "multilabel":

@@ -1,11 +1,7 @@
 """What a network's outputs mean: many labels at once, exclusive labels, or values."""
 
-from typing import Literal
-
 import numpy as np
 from scipy.special import expit, logsumexp, softmax
-
-Head = Literal["multilabel", "exclusive", "regression"]
 
 
 def scores_of(output_WC, card):

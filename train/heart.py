@@ -34,7 +34,7 @@ class Heart:
     windows : dict of split -> (rows int64 (n,), features float32 (n, 4))
         Global rows, ascending; ``anyecg.kernels.beats.FEATURES``, NaN where too few beats were found.
     lead : str
-        In which lead beats were looked for: the first.
+        In which lead beats were looked for: II where it is there, else the first.
     n_damaged : int
         Windows that could not be read; their features are NaN.
     """
@@ -99,7 +99,7 @@ def _features_of_rank(index, comm):
                 rows, then = (np.arange(at, min(at + _RUN_WINDOWS, stop)) for at in (first, first + _RUN_WINDOWS))
                 signal_WLT, is_bad_W = reader.read_what_is_whole(rows, then=then)
                 if index.head["fs"] >= MIN_FS:
-                    feature_WF[rows - start] = heart_features(signal_WLT[:, 0], index.head["fs"])
+                    feature_WF[rows - start] = heart_features(signal_WLT[:, index.rhythm_lead], index.head["fs"])
                 feature_WF[rows[is_bad_W] - start] = np.nan
                 progress.advance(len(rows), {"damaged": int(is_bad_W.sum())})
                 # A run may reach into the next rank's share.
@@ -120,7 +120,7 @@ def _write(path, index, feature_WF, wrong):
         file.attrs.update(
             {
                 "format": "anyecg-heart", "version": FORMATS["anyecg-heart"], "code_version": code_version(),
-                "index_hash": index.hash, "lead": index.leads[0], "n_damaged": n_damaged,
+                "index_hash": index.hash, "lead": index.leads[index.rhythm_lead], "n_damaged": n_damaged,
             }
         )  # fmt: skip
         for split in SPLITS:

@@ -8,15 +8,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from anyecg.loaders.errors import ModelError
-from anyecg.loaders.files import file_hash, read_document, replacing, write_document
-from anyecg.train.card import check_card
+from anyecg.loaders.files import file_hash, replacing, write_document
+from anyecg.train.card import check_network, check_weights
+from anyecg.train.finetune_config import Model
 from anyecg.train.net1d import Net1D
 from anyecg.train.network import Network
 from anyecg.train.resnet import ResNet
 from anyecg.train.s4d import S4D
 from anyecg.train.tensors import write_tensors
 
-MODELS: dict[str, Callable[..., Network]] = {
+MODELS: dict[Model, Callable[..., Network]] = {
     "resnet": ResNet,
     "s4d": S4D,
     # The published network is the same at any rate.
@@ -74,38 +75,6 @@ def publish(folder, model, card):
     write_document(folder / "card.json", "anyecg-model", document)
 
 
-def read_card(folder):
-    """Read the card of a published model.
-
-    Raises
-    ------
-    ModelError
-        No model there, another version, or an unknown network.
-    """
-    folder = Path(folder)
-    card = read_document(
-        folder / "card.json", "anyecg-model", error=ModelError,
-        missing=f"{folder} holds no finished model; run 'anyecg finetune' with the same config first",
-    )  # fmt: skip
-    check_card(folder / "card.json", card)
-    _check_network(folder, card)
-    return card
-
-
-def _check_network(where, card):
-    if card["model"] not in MODELS:
-        raise ModelError(f"{where}: unknown network {card['model']!r}; known: {', '.join(MODELS)}")
-
-
-def check_weights(folder):
-    """Read the card of a published model and refuse weights that are not those it names."""
-    card = read_card(folder)
-    weights = Path(folder) / "model.safetensors"
-    if not weights.is_file() or file_hash(weights) != card.get("weights_sha256"):
-        raise ModelError(f"{weights}: missing or not the weights of its card; run 'anyecg finetune' again")
-    return card
-
-
 def open_model(folder):
     """Open a published model in eval mode.
 
@@ -130,22 +99,8 @@ def open_model(folder):
 
 def network_of(where, card):
     """Return the network that a card describes, its weights not yet those of the model."""
-    _check_network(where, card)
+    check_network(where, card)
     return build_model(
         card["model"], n_leads=len(card["leads"]), n_targets=len(card["targets"]), fs=card["fs"], seed=0,
         join=card["join"],
     )  # fmt: skip
-
-
-def check_target_table(folder, card, index):
-    """Refuse a model made for another target table or another preparation than the shards have."""
-    for key, what in (
-        ("target_hash", "target table"), ("preset_hash", "preparation"), ("fs", "sampling rate"),
-        ("samples", "window length"), ("leads", "leads"),
-    ):  # fmt: skip
-        wanted = list(index.leads) if key == "leads" else index.head[key]
-        if card[key] != wanted:
-            raise ModelError(
-                f"{folder}: made for another {what} ({card[key]}) than the shards in {index.folder} ({wanted}); "
-                "run 'anyecg finetune' on these shards"
-            )

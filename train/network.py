@@ -12,7 +12,8 @@ def stem_stride(fs):
 def standardised(x_BLT):
     """Return windows with mean 0 and SD 1 along time; a flat window becomes zeros."""
     centred_BLT = x_BLT - x_BLT.mean(-1, keepdim=True)
-    return centred_BLT / torch.sqrt((centred_BLT**2).mean(-1, keepdim=True) + 1e-16)
+    # Not a variance + 1e-16, which the exporter to ONNX takes for nothing and leaves out.
+    return centred_BLT / torch.sqrt((centred_BLT**2).mean(-1, keepdim=True)).clamp(min=1e-8)
 
 
 class Network(nn.Module):

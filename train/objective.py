@@ -16,7 +16,7 @@ class Objective:
 
     Parameters
     ----------
-    config : anyecg.train.finetune.FinetuneConfig
+    config : anyecg.train.finetune_config.FinetuneConfig
     index : anyecg.loaders.index.Index
 
     Attributes
@@ -54,7 +54,7 @@ class Objective:
     def _standardise(self, index, in_training):
         from anyecg.loaders.values import draw_values
 
-        value_DC = draw_values(index)
+        value_DC = draw_values(index, ("train", "val"))
         value_DC[~np.isfinite(value_DC)] = np.nan
         measured_C = ~np.isnan(value_DC[in_training]).all(0)
         if not measured_C.any():

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, shape_inference
 
 from anyecg.loaders.errors import ModelError
-from anyecg.loaders.files import FORMATS, check_format, code_version, replacing
+from anyecg.loaders.files import FORMATS, check_format, code_version, remove, replacing
 from anyecg.train.card import check_card
 
 FORM, KEY = "anyecg-export", "anyecg"
@@ -35,9 +36,26 @@ def output_names(card):
     )
 
 
+def card_path(path):
+    """Return where the card of an ONNX file stands as JSON."""
+    return path.with_name(f"{path.name}.json")
+
+
+def card_bytes(card):
+    """Return the card of an ONNX file as the JSON that stands beside it."""
+    return (json.dumps(card, indent=1) + "\n").encode()
+
+
+def is_card(path, card):
+    """Say whether a file is the card that was written beside a model; it is compared with it, and never parsed."""
+    wanted = card_bytes(card)
+    return path.is_file() and path.stat().st_size == len(wanted) and path.read_bytes() == wanted
+
+
 def write_onnx(path, model, document):
     """Write an ONNX model, whole or absent, with a document in its metadata and in that the hash of everything else.
 
+    The document stands beside it, too, as readable JSON.
     Names of source files and their lines, which exporters leave on every node, are taken out.
     """
     graph = model.graph
@@ -47,10 +65,14 @@ def write_onnx(path, model, document):
         part.doc_string = ""
     body = model.SerializeToString()
     head = {"format": FORM, "version": FORMATS[FORM], "code_version": code_version()}
-    text = json.dumps({**head, **document, "graph_sha256": hashlib.sha256(body).hexdigest()})
+    card = {**head, **document, "graph_sha256": hashlib.sha256(body).hexdigest()}
+    # A model alone is whole; with the card of another one it would be refused.
+    remove(card_path(path))
     with replacing(path) as temporary:
         # A protobuf message may come in pieces, so that what is hashed stands alone in front.
-        temporary.write_bytes(body + _metadata(text))
+        temporary.write_bytes(body + _metadata(json.dumps(card)))
+    with replacing(card_path(path)) as temporary:
+        temporary.write_bytes(card_bytes(card))
 
 
 def _metadata(text):
@@ -61,6 +83,8 @@ def _metadata(text):
 
 def read_onnx(path):
     """Read an ONNX file of ours; everything it says is checked, and nothing it holds is run.
+
+    A card beside it must be just the one that was written there.
 
     Returns
     -------
@@ -86,6 +110,12 @@ def read_onnx(path):
     except (OSError, ValueError, IndexError, RecursionError, DecodeError, shape_inference.InferenceError) as cause:
         said = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise ModelError(f"{path}: not a model of ours, or damaged ({said}); {_REMEDY}") from None
+    beside = card_path(path)
+    if os.path.lexists(beside) and not is_card(beside, card):
+        raise ModelError(
+            f"{beside}: not the card that was written beside {path.name}; take it away, as the model holds its own, or "
+            "export both again"
+        )
     return data, card, max(1, _MOST_TOGETHER // largest)
 
 

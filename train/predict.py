@@ -1,136 +1,145 @@
 """Scores of shards: one logit vector for each distinct window of a split."""
 
-import json
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+import shutil
+import time
+from bisect import bisect_right
+from contextlib import closing
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
-from pydantic import Field
 
 from anyecg.loaders.errors import AnyECGError, ModelError
-from anyecg.loaders.files import FORMATS, check_format, code_version, replacing
+from anyecg.loaders.files import code_version, digest
 from anyecg.loaders.index import Index
 from anyecg.loaders.index_form import HORIZON_BIT
-from anyecg.loaders.progress import Progress
-from anyecg.loaders.ranks import share_error
-from anyecg.loaders.settings import Section
+from anyecg.loaders.progress import SharedProgress
+from anyecg.loaders.ranks import on_first, share_error
+from anyecg.loaders.stop import Asked, share_stop
 from anyecg.train.batches import WindowBatches
-from anyecg.train.model import check_target_table, open_model
-from anyecg.train.shared import Node
+from anyecg.train.card import check_target_table
+from anyecg.train.distributed import device_of
+from anyecg.train.model import open_model
+from anyecg.train.parts import Parts
+from anyecg.train.scores import write_scores
 
 BATCH = 256
-_CHUNK = 16_384
-
-
-class PredictConfig(Section):
-    """Which model makes the scores."""
-
-    model: str = Field(
-        "", description="folder of a finished model to judge on this cohort; nothing is trained then; empty: train one"
-    )
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a model said of windows and draws.
-
-    Attributes
-    ----------
-    card : dict
-        Of the model.
-    windows : dict of split -> (rows int64 (n,), output float32 (n, targets))
-        Global rows, ascending. The outputs of one target lie side by side.
-    draws : dict of (split, horizon in minutes) -> (rows int64 (n,), output float32 (n, targets))
-        Of the head that joins windows; empty where a draw's output is the mean over its windows.
-    """
-
-    card: dict
-    windows: dict
-    draws: dict
+# A rank keeps what is finished after so long, or when it is so much.
+SECONDS_BETWEEN_FILES, MOST_BYTES = 20.0, 16 << 20
 
 
 def predict_shards(path, index: Index, model_folder, *, stream, comm, stage_hash, splits=("val", "test")):
     """Write ``scores.h5``: outputs for every window of some splits, and for every draw where the model joins windows.
 
     A draw is given to the joining head with all its windows of a horizon (``Network.joined_of_all``). Every rank takes
-    whole visits, and keeps the features of the one it is at.
+    whole visits, and keeps the features of the one it is at. Finished visits are kept in files beside the checkpoint,
+    so that the same call goes on after a kill; the scores are the same bytes on any number of ranks and after any kill.
 
     Raises
     ------
     ModelError
-        The model is missing, or was made for another target table or preparation.
+        The model is missing, or was made for another target table or preparation; the disk refuses a write.
+    Stopped
+        A signal asked for it; the same call goes on.
     """
     model, card = open_model(model_folder)
     check_target_table(model_folder, card, index)
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", comm.rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    device = device_of(comm)
     model.to(device)
-    windows = {split: index.windows_of(split) for split in splits}
-    found: dict[str, tuple] = {}
-    n_done, error = 0, None
-    with Progress("predict", sum(map(len, windows.values())), " windows", shown=comm.rank == 0) as progress:
-        for split, rows in windows.items():
-            outputs: dict[str, tuple] = {}
-            try:
-                visits = _Visits(index, split, rows, comm)
-                outputs = _outputs(model, card, visits, stream, device, progress, comm.size)
-            except (AnyECGError, RuntimeError) as cause:
-                error = ModelError(f"predicting {split}: {cause}")
-            share_error(comm, error)
-            gathered = comm.gather(outputs)
-            n_done += len(rows)
-            progress.advance(n_done - progress.done)
-            if comm.rank == 0:
-                found |= {f"{split}/{name}": _joined_ranks([part[name] for part in gathered]) for name in outputs}
+    parts = _parts_beside(path, digest([stage_hash, index.hash, card["weights_sha256"], code_version()]), comm)
+    names = on_first(comm, parts.names)
+    visits = [_Visits(index, split) for split in splits]
+    left = {one: parts.left(names, one.split, len(one.visit)) for one in visits}
+    n_left = sum(one.first[stop] - one.first[start] for one, runs in left.items() for start, stop in runs)
+    n_all = sum(len(one.rows) for one in visits)
+    progress = SharedProgress("predict", n_all, " windows", comm, lambda counts, _: "")
     if comm.rank == 0:
+        progress.advance(n_all - n_left, {})
+    mine = [(one, run) for one, runs in left.items() for run in one.dealt(runs, comm.rank, comm.size)]
+    written, error, n_visits = [], None, sum(last - first for _, (first, last) in mine)
+    with Asked().listening() as asked:
+        try:
+            for one, run in mine:
+                for first, last, outputs in _outputs(model, card, one, run, stream, device, asked, progress):
+                    written.append(parts.save(one.split, first, last, outputs))
+                    n_visits -= last - first
+        except (AnyECGError, RuntimeError, OSError) as cause:
+            error = ModelError(f"predicting {one.split}: {cause}")
+        progress.finish()
+        share_error(comm, error)
+        share_stop(comm, asked.number if n_visits else 0, "finished visits are kept")
+    gathered = comm.gather(written)
+
+    def finish():
+        everything = sorted({*names, *(name for of_rank in gathered for name in of_rank)})
+        none = np.empty(0, np.int64), np.empty((0, len(card["targets"])), np.float32)
+        found: dict[str, tuple] = {}
+        for one in visits:
+            of_split = {"windows": none, **parts.gathered(everything, one.split)}
+            if len(of_split["windows"][0]) != len(one.rows):
+                raise ModelError(f"{path}: finished visits cannot be read back; run 'anyecg predict' again")
+            found |= {f"{one.split}/{kind}": both for kind, both in of_split.items()}
         write_scores(path, found, index, card, stage_hash)
-    comm.barrier()
+        parts.remove()
+
+    on_first(comm, finish)
 
 
-def _joined_ranks(parts):
-    """Return rows and outputs of all ranks, by row."""
-    rows, outputs = (np.concatenate(part) for part in zip(*parts, strict=True))
-    order = np.argsort(rows, kind="stable")
-    return rows[order], outputs[order]
+def _parts_beside(path, name, comm):
+    """Return the finished visits of this prediction; those of others are removed."""
+    folder = Path(path).parent / "checkpoint"
+    if comm.rank == 0:
+        for other in folder.glob("predict-*"):
+            if other.name != f"predict-{name}":
+                shutil.rmtree(other, ignore_errors=True)
+    return Parts(folder / f"predict-{name}")
 
 
 class _Visits:
-    """The windows of a split, visit after visit, and the part of one rank: the visits that begin in its share of rows.
+    """The windows of a split, visit after visit.
 
     Attributes
     ----------
     rows : int64 array
         The windows of the split, global rows.
+    visit : array
+        The visits that have windows.
     first : list of int
         Where each visit begins in ``rows``, and where the last one ends.
-    mine : range
-        Visits of this rank.
-    read : slice
-        What this rank reads of ``rows``: its visits, and what fills their first and last batch, so that a batch holds
-        the same rows on any number of ranks.
     """
 
-    def __init__(self, index, split, rows, comm):
-        self.index, self.split = index, split
+    def __init__(self, index, split):
+        self.index, self.split, rows = index, split, index.windows_of(split)
         visit = np.asarray(index.tables["window_visit"])[rows]
         order = np.argsort(visit, kind="stable")
         self.rows = rows[order]
         self.visit, first = np.unique(visit[order], return_index=True)
-        share = [rank * len(rows) // comm.size for rank in (comm.rank, comm.rank + 1)]
-        self.mine = range(*np.searchsorted(first, share).tolist())
         self.first = [*first.tolist(), len(rows)]
-        self.start, self.stop = self.first[self.mine.start], self.first[self.mine.stop]
-        self.read = slice(self.start // BATCH * BATCH, min(-(-self.stop // BATCH) * BATCH, len(rows)))
-        if not self.mine:
-            self.read = slice(0, 0)
 
-    def batches(self, stream, device):
-        """Return the windows that this rank reads, in batches; to be closed."""
+    def dealt(self, runs, rank, n_ranks):
+        """Return a rank's part of runs of visits (first, last): the visits that begin in its share of their windows."""
+        n_all, n_before, mine = sum(self.first[last] - self.first[first] for first, last in runs), 0, []
+        share = [n * n_all // n_ranks for n in (rank, rank + 1)]
+        for first, last in runs:
+            begins = np.array(self.first[first:last]) - self.first[first] + n_before
+            here = first + np.searchsorted(begins, share)
+            mine += [tuple(here.tolist())] if here[0] < here[1] else []
+            n_before += self.first[last] - self.first[first]
+        return mine
+
+    def read(self, first, last):
+        """Return the slice of ``rows`` to read for some visits.
+
+        It begins and ends with whole batches of the split, so that a batch holds the same rows whoever reads it.
+        """
+        return slice(
+            self.first[first] // BATCH * BATCH, min(-(-self.first[last] // BATCH) * BATCH, len(self.rows))
+        )  # fmt: skip
+
+    def batches(self, rows, stream, device):
+        """Return a slice of the windows in batches; to be closed."""
         size = min(BATCH, len(self.rows))
-        return WindowBatches(self.index, self.rows[self.read], stream, batch_size=size, device_id=device.index)
+        return WindowBatches(self.index, self.rows[rows], stream, batch_size=size, device_id=device.index)
 
     def pairs(self, horizon_min):
         """Return (visit, draw, window), int64 each, of the pairs with a horizon, by visit, draw and time."""
@@ -143,25 +152,19 @@ class _Visits:
 
 
 class _Draws:
-    """The joining head's outputs for the draws of a rank's visits, each as soon as the features of its visit are there.
+    """The joining head's outputs for the draws of visits, each as soon as the features of its visit are there."""
 
-    Attributes
-    ----------
-    found : dict of str -> list of (draw, float32 output (targets,))
-        "draw_60", "draw_30", "draw_15", those that the split stores.
-    """
-
-    def __init__(self, model, card, visits):
+    def __init__(self, model, card, visits, run):
         self._model, self._n_each, self._visits = model, card["windows_per_sample"], visits
+        self._targets = len(card["targets"])
         horizons = [h for h in HORIZON_BIT if card["join"] == "features" and visits.index.n_pairs(visits.split, h)]
         self._pairs = {f"draw_{horizon_min}": visits.pairs(horizon_min) for horizon_min in horizons}
-        self.found: dict[str, list] = {name: [] for name in self._pairs}
-        self._left = visits.mine
-        self._features, self._place = None, visits.read.start
+        self._found: dict[str, list] = {name: [] for name in self._pairs}
+        self._features, self._place, self._left = None, visits.read(*run).start, range(*run)
 
     def add(self, feature_BF):
         """Take the features of the next batch."""
-        if not self.found:
+        if not self._found:
             return
         self._features = feature_BF if self._features is None else torch.cat([self._features, feature_BF])
         while self._left and (stop := self._visits.first[self._left[0] + 1]) <= self._place + len(self._features):
@@ -175,135 +178,51 @@ class _Draws:
             here = slice(*np.searchsorted(visit, self._visits.visit[number] + np.arange(2)))
             draws, starts = np.unique(draw[here], return_index=True)
             places = np.split(np.searchsorted(rows, window[here]), starts[1:])
-            self.found[name] += [
+            self._found[name] += [
                 (row, self._model.joined_of_all(feature_WF[of_draw], self._n_each).float().cpu().numpy())
                 for row, of_draw in zip(draws, places, strict=False)
             ]
 
-
-def _outputs(model, card, visits, stream, device, progress, n_ranks):
-    """Return this rank's (rows, outputs): of the windows, and of the draws of each horizon."""
-    draws = _Draws(model, card, visits)
-    parts = [np.empty((0, len(card["targets"])), np.float32)]
-    if visits.mine:
-        with closing(visits.batches(stream, device)) as batches, torch.no_grad():
-            for x_BLT in batches:
-                feature_BF = model.features(x_BLT.to(device))
-                parts.append(model.dense(feature_BF).float().cpu().numpy())
-                draws.add(feature_BF)
-                progress.advance(min(len(x_BLT) * n_ranks, progress.total - progress.done - 1))
-    own = slice(visits.start - visits.read.start, visits.stop - visits.read.start) if visits.mine else slice(0, 0)
-    outputs = {"windows": (visits.rows[visits.read][own], np.concatenate(parts)[own])}
-    for name, found in draws.found.items():
-        rows = np.array([draw for draw, _ in found], np.int64)
-        outputs[name] = rows, np.stack([output for _, output in found]) if found else parts[0]
-    return outputs
+    def take(self):
+        """Return a dict of "draw_60", "draw_30", "draw_15", those that the split stores -> (rows, outputs) since."""
+        taken = {}
+        for name, found in self._found.items():
+            outputs = [output for _, output in found] or np.empty((0, self._targets), np.float32)
+            taken[name] = np.array([draw for draw, _ in found], np.int64), np.asarray(outputs)
+            found.clear()
+        return taken
 
 
-def write_scores(path, found, index, card, stage_hash):
-    """Write ``scores.h5``: of "SPLIT/windows" or "SPLIT/draw_HORIZON" the rows and the outputs."""
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-        file.attrs.update(
-            {
-                "format": "anyecg-scores", "version": FORMATS["anyecg-scores"], "code_version": code_version(),
-                "index_hash": index.hash, "weights_sha256": card["weights_sha256"], "stage_hash": stage_hash,
-                "target_hash": card["target_hash"], "head": card["head"], "join": card["join"],
-                "card": json.dumps(card),
-            }
-        )  # fmt: skip
-        for name, (rows, outputs) in found.items():
-            split, what = name.split("/")
-            where, row_name = (split, "window") if what == "windows" else (name, "draw")
-            for key, values in ((row_name, rows.astype(np.int64)), ("logit", outputs)):
-                chunk = (min(_CHUNK, max(1, len(values))), *values.shape[1:])
-                file.create_dataset(
-                    f"{where}/{key}", data=values, maxshape=(None, *values.shape[1:]), chunks=chunk, fletcher32=True
-                )  # fmt: skip
+def _outputs(model, card, visits, run, stream, device, asked, progress):
+    """Yield (first visit, last visit, outputs by kind) of a run of visits, whole visits whenever enough is there.
 
-
-def index_of(path):
-    """Return the hash of the index of the shards that scores were made from.
-
-    Raises
-    ------
-    ModelError
-        Missing, damaged, or no scores.
+    A signal that ``asked`` heard ends it after the visits that are whole by then.
     """
-    return _attributes(Path(path))["index_hash"]
+    if asked.number:
+        return
+    first, last = run
+    read, draws = visits.read(*run), _Draws(model, card, visits, run)
+    kept, place, since = np.empty((0, len(card["targets"])), np.float32), read.start, time.monotonic()
+    with closing(visits.batches(read, stream, device)) as batches, torch.no_grad():
+        for x_BLT in batches:
+            feature_BF = model.features(x_BLT.to(device))
+            kept = np.concatenate([kept, model.dense(feature_BF).float().cpu().numpy()])
+            draws.add(feature_BF)
+            at = place + len(kept)
+            progress.advance(_within(visits, run, at) - _within(visits, run, at - len(x_BLT)), {})
+            is_due = time.monotonic() - since > SECONDS_BETWEEN_FILES or kept.nbytes > MOST_BYTES
+            if not (is_due or asked.number or at == read.stop):
+                continue
+            done = bisect_right(visits.first, at, first, last + 1) - 1
+            if done > first:
+                start, stop = visits.first[first], visits.first[done]
+                windows = visits.rows[start:stop], kept[start - place : stop - place]
+                yield first, done, {"windows": windows, **draws.take()}
+                kept, place, first, since = kept[stop - place :], stop, done, time.monotonic()
+            if asked.number:
+                return
 
 
-@contextmanager
-def _readable(path):
-    """Say in one line what is wrong with scores that cannot be read."""
-    try:
-        yield
-    except (OSError, KeyError, ValueError, RuntimeError) as cause:
-        raise ModelError(f"{path}: damaged ({cause}); run 'anyecg predict' again") from None
-
-
-def _attributes(path):
-    if not path.exists():
-        raise ModelError(f"{path}: no scores; run 'anyecg predict' with the same config first")
-    with _readable(path):
-        with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-        check_format(path, "anyecg-scores", attributes.get("format"), int(attributes.get("version", -1)), ModelError)
-        return {name: attributes[name] for name in ("index_hash", "weights_sha256", "card")}
-
-
-def check_scores(path, index, weights_sha256=None):
-    """Refuse what ``read_scores`` would refuse at first sight; return the attributes."""
-    attributes = _attributes(Path(path))
-    if attributes["index_hash"] != index.hash:
-        raise ModelError(f"{path}: made from other shards than those in {index.folder}; run 'anyecg predict'")
-    if weights_sha256 is not None and attributes["weights_sha256"] != weights_sha256:
-        raise ModelError(f"{path}: made by another model; run 'anyecg predict'")
-    return attributes
-
-
-def read_scores(path, index, weights_sha256=None, *, node=None):
-    """Read ``scores.h5``; with ``weights_sha256`` only those of that model.
-
-    Parameters
-    ----------
-    node : anyecg.train.shared.Node, optional
-        The ranks of a node then hold one copy.
-
-    Returns
-    -------
-    Scores
-
-    Raises
-    ------
-    ModelError
-        Missing, damaged, or made from other shards or by another model.
-    """
-    path, node = Path(path), node or Node()
-    attributes = check_scores(path, index, weights_sha256)
-    with _readable(path), h5py.File(path, "r") as file:
-        return Scores(
-            card=json.loads(attributes["card"]),
-            windows={split: _shared(file[split], "window", node) for split in file},
-            draws={
-                (split, horizon_min): _shared(group, "draw", node)
-                for split in file
-                for horizon_min in HORIZON_BIT
-                if (group := file[split].get(f"draw_{horizon_min}")) is not None
-            },
-        )
-
-
-def _shared(group, name, node):
-    """Return the rows and outputs of a group, one copy a node, the outputs of each target side by side."""
-    path, logit = group.file.filename, group["logit"]
-
-    def read():
-        with _readable(path):
-            return group[name][...].astype(np.int64)
-
-    def turn(output_CW, rank, n_ranks):
-        with _readable(path):
-            for start in range(rank * _CHUNK, len(logit), n_ranks * _CHUNK):
-                output_CW[:, start : start + _CHUNK] = logit[start : start + _CHUNK].T
-
-    return node.made(read), node.filled(logit.shape[::-1], np.float32, turn).T
+def _within(visits, run, place):
+    """Return a place among the windows, moved into those of a run of visits."""
+    return min(max(place, visits.first[run[0]]), visits.first[run[1]])

@@ -18,7 +18,8 @@ def open_scorer(path):
     Returns
     -------
     NetworkScorer or anyecg.train.onnx_scorer.OnnxScorer
-        ``.card``; ``.outputs(batches)`` takes the windows of one record in batches, float32 (windows, samples) in mV,
+        ``.card``; ``.outputs(batches)`` takes the windows of one record in batches, float32 (windows, leads, samples)
+        in mV,
         and gives float32 (windows, targets) and (targets,).
 
     Raises
@@ -31,13 +32,15 @@ def open_scorer(path):
         from anyecg.train.onnx_scorer import OnnxScorer
 
         return OnnxScorer(path)
-    return NetworkScorer(*_open_network(path))
+    return NetworkScorer(*open_network(path))
 
 
-def _open_network(path):
+def open_network(path):
+    """Open a model, in any form but ONNX, as a network in eval mode and its card; errors as ``open_scorer``."""
     from anyecg.train.model import fill, network_of, open_model
     from anyecg.train.tensor_file import document_of, read_tensor_file
 
+    path = Path(path)
     if path.suffix != ".safetensors":
         if path.exists() and not path.is_dir():
             raise ModelError(f"{path}: no form of a model; give a published folder, a .safetensors or an .onnx file")
@@ -70,13 +73,16 @@ class NetworkScorer:
 
         # Numbers below 1e-38 would be a hundred times slower than others.
         torch.set_flush_denormal(True)
-        with torch.inference_mode():
-            feature_WF = torch.cat(
-                [self.network.features(standardised(torch.from_numpy(x_WT)[:, None])) for x_WT in batches]
-            )
-            output_WC = self.network.dense(feature_WF)
-            joins = self.card["join"] == "features"
-            own_C = (
-                self.network.joined_of_all(feature_WF, self.card["windows_per_sample"]) if joins else output_WC.mean(0)
-            )
-            return output_WC.numpy(), own_C.numpy()
+        try:
+            with torch.inference_mode():
+                feature_WF = torch.cat(
+                    [self.network.features(standardised(torch.from_numpy(x_WLT))) for x_WLT in batches]
+                )
+                output_WC = self.network.dense(feature_WF)
+                if self.card["join"] == "features":
+                    own_C = self.network.joined_of_all(feature_WF, self.card["windows_per_sample"])
+                else:
+                    own_C = output_WC.mean(0)
+                return output_WC.numpy(), own_C.numpy()
+        finally:
+            torch.set_flush_denormal(False)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from anyecg.loaders.errors import AnyECGError, ModelError
-from anyecg.loaders.ranks import share_error
+from anyecg.loaders.ranks import node_of, share_error
 
 
 class Node:
@@ -22,9 +22,7 @@ class Node:
     def __init__(self, comm=None):
         self._comm, self._node = comm, None
         if comm is not None and comm.size > 1:
-            from mpi4py import MPI
-
-            self._node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+            self._node = node_of(comm)
         self._rank: int = 0 if self._node is None else self._node.rank
         self._size: int = 1 if self._node is None else self._node.size
         self._windows: list = []

@@ -29,7 +29,7 @@ class Tables:
 
     Parameters
     ----------
-    config : anyecg.train.evaluate.EvaluateConfig
+    config : anyecg.train.evaluate_config.EvaluateConfig
     card : dict
         Of the model.
     reference : polars.DataFrame

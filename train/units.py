@@ -3,17 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from anyecg.kernels.weights import Resampling
-from anyecg.loaders.errors import ConfigError, ModelError
+from anyecg.loaders.errors import ModelError
 from anyecg.loaders.splits import SPLITS
 from anyecg.loaders.values import draw_values
+from anyecg.train.evaluate_config import check_levels
 from anyecg.train.heads import ranked_of
-
-Level = Literal["window", "draw", "visit", "draw-head"]
 
 
 @dataclass(frozen=True)
@@ -127,15 +125,6 @@ def _ranked(output_CU, card):
     return ranked_of(np.stack(list(output_CU), axis=1), card).T
 
 
-def check_levels(levels, join):
-    """Refuse levels that a model has no outputs for."""
-    if "draw-head" in levels and join != "features":
-        raise ConfigError(
-            "level 'draw-head' is that of a head which joins windows: the model's join is 'logits', wanted 'features'; "
-            "take 'draw-head' out of evaluate.levels, or train with finetune.join = 'features'"
-        )
-
-
 def truth_of(index, card, splits):
     """Return what is true of every draw: int8 labels, or float32 values for a regression, NaN not measured.
 
@@ -167,7 +156,7 @@ def units_of(index, scores, split, horizon_min, level, truth_DC=None):
 
     Parameters
     ----------
-    scores : anyecg.train.predict.Scores
+    scores : anyecg.train.scores.Scores
     truth_DC : array, optional
         From ``truth_of``, where it is at hand.
     """

@@ -19,7 +19,7 @@ class Validation:
     Parameters
     ----------
     index : anyecg.loaders.index.Index
-    config : anyecg.train.finetune.FinetuneConfig
+    config : anyecg.train.finetune_config.FinetuneConfig
     stream : anyecg.loaders.stream_config.StreamConfig
     objective : anyecg.train.objective.Objective
     comm : MPI communicator

@@ -1,4 +1,4 @@
-"""Notice a rank that hangs, name it, and end the job; notice a signal that asks for a stop."""
+"""Notice a rank that hangs, name it, and end the job."""
 
 import faulthandler
 import os
@@ -8,7 +8,7 @@ import struct
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,25 +151,3 @@ def _where(beat):
         return "never seen"
     name, host = (text.rstrip(b"\0").decode(errors="replace") for text in (beat.name, beat.host))
     return f"process {beat.process} on {host}, in '{name}' for {time.time() - beat.since:.0f} s"
-
-
-class Asked:
-    """Whether a signal has asked this process to stop in order: SIGTERM, or the SIGUSR1 that a batch system sends."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self):
-        self.number = 0
-
-    @contextmanager
-    def listening(self):
-        """Take note of the signals for a while, instead of ending."""
-        before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number, _):
-        self.number = number

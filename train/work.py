@@ -16,6 +16,7 @@ from anyecg.loaders.errors import AnyECGError, ModelError
 from anyecg.loaders.files import digest, replacing
 from anyecg.loaders.progress import SharedProgress
 from anyecg.loaders.ranks import share_error
+from anyecg.loaders.stop import Asked, share_stop
 
 # A task of more units is cut into pieces of so many replicates: a target that few ranks would wait for.
 _BIG, _PIECE = 200_000, 4 * LANES
@@ -145,7 +146,7 @@ class _Store:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def run_tasks(tasks, folder, *, n_replicates, comm):
+def run_tasks(tasks, folder, *, n_replicates, comm, progress=None):
     """Work out tasks on all ranks.
 
     Parameters
@@ -155,34 +156,45 @@ def run_tasks(tasks, folder, *, n_replicates, comm):
     folder : path
         Where finished pieces are kept until ``Store.remove``; what is there already is not made again.
     comm : MPI communicator
+    progress : optional
+        What is told instead of a ``SharedProgress``; with its ``advance`` and ``finish``.
 
     Returns
     -------
     (list of Done on rank 0 and None elsewhere, function that removes the finished pieces)
+
+    Raises
+    ------
+    Stopped
+        A signal asked for it; every rank has finished and kept the piece that it was at.
     """
     store = _Store(folder)
     there = comm.bcast(store.names() if comm.rank == 0 else None)
     pieces = pieces_of(tasks, n_replicates)
     left = [piece for piece in pieces if f"{piece[0]}:{piece[1]}" not in there]
     n_all = sum(piece[3] for piece in pieces) // 1_000_000
-    progress = SharedProgress(
+    progress = progress or SharedProgress(
         "evaluate", n_all, " M units x replicates", comm, lambda counts, _: f"{counts['rows']} rows"
     )
     progress.advance(n_all - sum(piece[3] for piece in left) // 1_000_000, {})
-    error = None
-    try:
-        number, measured = -1, None
-        for piece in share_of(left, comm.rank, comm.size):
-            if piece[0] != number or measured is None:
-                number, measured = piece[0], tasks[piece[0]].build()
-            store.add(piece, measured, measured.replicates(piece[1], piece[2]))
-            progress.advance(piece[3] // 1_000_000, {"rows": int(piece[1] == 0)})
-    except AnyECGError as cause:
-        error = cause
-    finally:
-        store.save()
-    progress.finish()
-    share_error(comm, error)
+    error, left_by = None, 0
+    with Asked().listening() as asked:
+        try:
+            number, measured = -1, None
+            for piece in share_of(left, comm.rank, comm.size):
+                if left_by := asked.number:
+                    break
+                if piece[0] != number or measured is None:
+                    number, measured = piece[0], tasks[piece[0]].build()
+                store.add(piece, measured, measured.replicates(piece[1], piece[2]))
+                progress.advance(piece[3] // 1_000_000, {"rows": int(piece[1] == 0)})
+        except AnyECGError as cause:
+            error = cause
+        finally:
+            store.save()
+        progress.finish()
+        share_error(comm, error)
+        share_stop(comm, left_by, "finished results are kept")
     written = comm.gather(store.written)
     done = None
     if comm.rank == 0:

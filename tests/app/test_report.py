@@ -4,6 +4,7 @@ import re
 import shutil
 from html import unescape
 from html.parser import HTMLParser
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from anyecg.app.page import page
-from anyecg.app.report import choices, glance, parts_of
+from anyecg.app.report import choices, glance, parts_of, training_note
 from anyecg.app.report_cells import Axis
 from anyecg.app.report_figures import draw_calibration, draw_ecg
 from anyecg.app.report_text import text_table
 from anyecg.loaders.files import write_document
+from anyecg.train.finetune_config import FinetuneConfig, Head
 
 from ..conftest import anyecg
 from ..train.made import publish_made
@@ -251,3 +253,12 @@ def test_the_report_shows_the_decisions_of_a_model_of_exclusive_labels(small_run
         assert part in text, part
     assert [row[0] for row in rows_of(text, "decisions-1")] == [*small_index.targets, "all", "mean"]
     assert text.count('data-kind="decisions-1"') == text.count('data-kind="results-1"') == 3
+
+
+@pytest.mark.parametrize("best_by", get_args(FinetuneConfig.model_fields["best_by"].annotation))
+@pytest.mark.parametrize("head", get_args(Head))
+def test_the_note_on_training_says_by_what_the_epoch_was_chosen(best_by, head):
+    card = {"model": "resnet", "n_parameters": 5, "epoch": 2.0, "head": head, "finetune": {"best_by": best_by}}
+    said = training_note(card, [{"windows_per_s": 7.0, "waiting_share": 0.5}] * 3)
+    wanted = "lowest validation loss" if best_by == "loss" else "R2" if head == "regression" else "AUROC"
+    assert wanted in said

@@ -1,16 +1,10 @@
 """The report in a real browser."""
 
-import shutil
-
 import pytest
 
 from .made_results import made_comparison, made_tables
 from .test_report import NAMES, PAPER, made_page
 
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-)  # fmt: skip
 MAIN = "#results .group:not(.away) > .scroll table"
 # Of each row of the main table that is in sight: the texts of its cells.
 SHOWN = f"""[...document.querySelectorAll("{MAIN} tbody tr")].filter(row => row.getClientRects().length)
@@ -25,20 +19,6 @@ def made(tmp_path_factory):
     tables = made_tables(NAMES, paper=PAPER, horizons=(60, 30), levels=("draw", "visit"), internal=True)
     path.write_text(made_page(tables, made_comparison(NAMES)))
     return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Return a running Chromium."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no browser: neither chromium nor google-chrome is on the PATH; install Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from anyecg.kernels.beats import FEATURES, heart_features, r_peaks
+from anyecg.kernels.beats import FEATURES, heart_features, median_beat, r_peaks
 from anyecg.kernels.ecgsyn import beats, synthesise
-from anyecg.kernels.prepare import PRESETS, prepare
+from anyecg.kernels.prepare import prepare
+from anyecg.kernels.presets import PRESETS
 from anyecg.kernels.resample import resample
 from anyecg.loaders.records import open_record
 
@@ -227,3 +228,21 @@ def test_signals_too_short_for_three_beats_have_no_features(n):
 def test_what_cannot_be_windows_is_refused(signal, fs):
     with pytest.raises(ValueError, match="found"):
         heart_features(signal, fs)
+
+
+def test_the_median_beat_is_the_beat_under_noise_a_drifting_level_and_one_wild_beat():
+    fs, rng = 250, np.random.default_rng(0)
+    beat_T = np.exp(-((np.arange(-75, 126) / 5.0) ** 2))
+    signal_T = 0.05 * rng.standard_normal(30_000)
+    r_M = np.arange(100, 29_800, 250)
+    for number, place in enumerate(r_M):
+        signal_T[place - 75 : place + 126] += beat_T * (1 if number != 7 else -5) + 0.01 * number
+    found_T, before, n_beats = median_beat(signal_T, np.concatenate([[10], r_M, [29_990]]), fs)
+    assert (before, n_beats, len(found_T)) == (75, len(r_M), 201)
+    assert np.abs(found_T - beat_T).max() < 0.04
+
+
+def test_a_median_beat_of_no_beats_or_of_gaps_alone_is_none():
+    assert median_beat(np.zeros(1000), [], 250)[2] == 0
+    assert median_beat(np.full(1000, np.nan), [500], 250)[2] == 0
+    assert median_beat(np.zeros(100), [50], 250)[2] == 0

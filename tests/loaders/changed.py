@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from anyecg.loaders.augment import AugmentConfig, columns, draw_changes, normals
+from anyecg.loaders.augment import columns, draw_changes, normals
+from anyecg.loaders.stream_config import AugmentConfig
 
 FS, N_SAMPLES = 500, 800
 ALL = {
@@ -22,10 +23,13 @@ def named(config):
 
 
 def windows(n_windows, n_leads=1, seed=1):
-    """Return random int16 windows and their scales."""
+    """Return random int16 windows and their scales; of several leads, the second one is missing in every third."""
     rng = np.random.default_rng(seed)
     signal_BLT = rng.integers(-32767, 32767, (n_windows, n_leads, N_SAMPLES)).astype(np.int16)
-    return signal_BLT, (rng.random((n_windows, 1, 1)) * 1e-4 + 1e-6).astype(np.float32)
+    scale_BL1 = (rng.random((n_windows, n_leads, 1)) * 1e-4 + 1e-6).astype(np.float32)
+    if n_leads > 1:
+        signal_BLT[::3, 1], scale_BL1[::3, 1] = 0, 1
+    return signal_BLT, scale_BL1
 
 
 def draw(pairs, config, *, seed=1, epoch=2):
@@ -35,10 +39,10 @@ def draw(pairs, config, *, seed=1, epoch=2):
     )  # fmt: skip
 
 
-def changed_slowly(signal_BLT, scale_B11, changes_Bn, config):
+def changed_slowly(signal_BLT, scale_BL1, changes_Bn, config):
     """Return the windows in mV, changed and standardised, float64."""
     time, out = np.arange(N_SAMPLES), []
-    for signal_LT, scale, row in zip(signal_BLT, scale_B11, changes_Bn.astype(float), strict=True):
+    for signal_LT, scale, row in zip(signal_BLT, scale_BL1, changes_Bn.astype(float), strict=True):
         drawn = dict(zip(columns(config), row, strict=True))
         x_LT = signal_LT * scale.astype(float)
         if "shift" in drawn:
@@ -59,6 +63,8 @@ def changed_slowly(signal_BLT, scale_B11, changes_Bn, config):
             x_LT = x_LT + drawn["noise_mv"] * noise.reshape(x_LT.shape)
         if "mask_start" in drawn:
             x_LT[:, int(drawn["mask_start"]) : int(drawn["mask_stop"])] = 0
+        if len(x_LT) > 1:
+            x_LT[scale[:, 0] == 1] = 0
         centred = x_LT - x_LT.mean(1, keepdims=True)
         out.append(centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-12))
     return np.stack(out)

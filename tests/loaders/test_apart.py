@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +74,27 @@ def test_a_child_that_dies_gives_a_typed_error_and_the_next_file_another_child(s
     assert apart._idle == []
     assert child.returncode == -signal.SIGKILL
     assert parse_apart(shard) == wanted
+
+
+def test_a_child_that_sleeps_on_is_ended_and_one_that_computes_is_not(shard, monkeypatch):
+    monkeypatch.setattr(apart, "_SECONDS_ASLEEP", 0.5)
+    wanted = parse_apart(shard)
+    (child,) = apart._idle
+    child.send_signal(signal.SIGSTOP)
+    with pytest.raises(ShardError, match="Killed"):
+        parse_apart(shard)
+    assert child.returncode == -signal.SIGKILL
+    assert parse_apart(shard) == wanted
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    asleep = subprocess.Popen(["sleep", "60"])
+    try:
+        # Between its start and its loop a program may sleep for a moment.
+        assert any(apart._asleep(busy.pid) is None for _ in range(100) if not time.sleep(0.02))
+        assert any(apart._asleep(asleep.pid) is not None for _ in range(100) if not time.sleep(0.02))
+    finally:
+        for process in (busy, asleep):
+            process.kill()
+            process.wait()
 
 
 def test_threads_have_a_child_each(shard):

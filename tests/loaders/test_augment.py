@@ -7,7 +7,6 @@ import torch
 from anyecg.kernels.prepare import prepare
 from anyecg.loaders.augment import (
     N_NOISE_STARTS,
-    AugmentConfig,
     change,
     check_preset,
     columns,
@@ -17,6 +16,7 @@ from anyecg.loaders.augment import (
     standardised,
 )
 from anyecg.loaders.errors import ShardError
+from anyecg.loaders.stream_config import AugmentConfig
 
 from .changed import EACH, FS, N_SAMPLES, changed_slowly, draw, named, windows
 
@@ -82,17 +82,17 @@ def test_the_noise_table_is_standard_normal_and_begins_the_same_for_every_length
 @pytest.mark.parametrize("n_leads", [1, 3])
 @pytest.mark.parametrize("config", [AugmentConfig(), *EACH], ids=named)
 def test_the_torch_twin_agrees_with_numpy_in_float64(config, n_leads):
-    signal_BLT, scale_B11 = windows(6, n_leads)
+    signal_BLT, scale_BL1 = windows(6, n_leads)
     changes_Bn = draw(range(6), config)
-    wanted = changed_slowly(signal_BLT, scale_B11, changes_Bn, config)
-    found = standardised(*map(torch.from_numpy, (signal_BLT, scale_B11, changes_Bn)), config, fs=FS)
+    wanted = changed_slowly(signal_BLT, scale_BL1, changes_Bn, config)
+    found = standardised(*map(torch.from_numpy, (signal_BLT, scale_BL1, changes_Bn)), config, fs=FS)
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-3)
 
 
 def test_without_augmentation_the_torch_twin_is_the_kernel_of_preparation():
-    signal_BLT, scale_B11 = windows(6)
-    wanted = prepare((signal_BLT * scale_B11).reshape(6, -1), preset="none")
-    found = standardised(*map(torch.from_numpy, (signal_BLT, scale_B11, np.empty((6, 0)))), AugmentConfig(), fs=FS)
+    signal_BLT, scale_BL1 = windows(6)
+    wanted = prepare((signal_BLT * scale_BL1).reshape(6, -1), preset="none")
+    found = standardised(*map(torch.from_numpy, (signal_BLT, scale_BL1, np.empty((6, 0)))), AugmentConfig(), fs=FS)
     np.testing.assert_allclose(found[:, 0].numpy(), wanted, atol=1e-4)
 
 

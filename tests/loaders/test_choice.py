@@ -3,10 +3,10 @@ import pytest
 from pydantic import ValidationError
 
 from anyecg.kernels.counter import uniform
-from anyecg.loaders.choice import Choice
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.files import digest
 from anyecg.loaders.stream import batch, epoch_order, n_batches, open_index, rows_of_rank
+from anyecg.loaders.stream_config import Choice
 
 from .test_stream import slow_pairs
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi4py import MPI
 
-from anyecg.loaders.cohort import Cohort, CohortConfig, build_cohort, open_cohort, split_patients, write_cohort
+from anyecg.loaders.cohort import Cohort, build_cohort, open_cohort, split_patients, write_cohort
+from anyecg.loaders.cohort_config import CohortConfig
 from anyecg.loaders.errors import CohortError, UpgradeNeeded
-from anyecg.loaders.shards import ShardConfig, write_shards
+from anyecg.loaders.shard_config import ShardConfig
+from anyecg.loaders.shards import write_shards
 from anyecg.loaders.stream import open_index
 from anyecg.loaders.values import draw_values
 from anyecg.loaders.verify import verify

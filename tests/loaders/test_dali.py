@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from anyecg.kernels.prepare import prepare
-from anyecg.loaders.augment import AugmentConfig, standardised
+from anyecg.loaders.augment import standardised
 from anyecg.loaders.counters import Counters
 from anyecg.loaders.dali import DaliBatches, make_pipeline
 from anyecg.loaders.errors import ShardError
 from anyecg.loaders.source import Block, PairSource
-from anyecg.loaders.stream_config import StreamConfig
+from anyecg.loaders.stream_config import AugmentConfig, StreamConfig
 
 from .changed import ALL, EACH, FS, N_SAMPLES, changed_slowly, draw, named, windows
 
@@ -21,9 +21,9 @@ ORDER = {"seed": 5, "batch_size": 16, "split": "train", "horizon_min": 60}
 
 
 def block(seed=1, n_leads=1, config=PLAIN, n_windows=6):
-    signal_BLT, scale_B11 = windows(n_windows, n_leads, seed)
+    signal_BLT, scale_BL1 = windows(n_windows, n_leads, seed)
     label_BC = np.random.default_rng(seed).integers(-1, 2, (n_windows, 3)).astype(np.int8)
-    return Block(signal_BLT, scale_B11, label_BC, draw(range(n_windows), config), n_windows, 0)
+    return Block(signal_BLT, scale_BL1, label_BC, draw(range(n_windows), config), n_windows, 0)
 
 
 def run(blocks, n_leads=1, config=PLAIN):
@@ -42,7 +42,7 @@ def equal(batch, other):
 def test_each_lead_of_each_window_is_standardised(n_leads):
     blocks = [block(seed, n_leads) for seed in range(3)]
     for given, (x_BLT, label_BC) in zip(blocks, run(blocks, n_leads), strict=True):
-        mv_BLT = given.signal_BLT * given.scale_B11
+        mv_BLT = given.signal_BLT * given.scale_BL1
         wanted = prepare(mv_BLT.reshape(-1, N_SAMPLES), preset="none").reshape(mv_BLT.shape)
         np.testing.assert_allclose(x_BLT.numpy(), wanted, atol=1e-4)
         np.testing.assert_array_equal(label_BC.numpy(), given.label_BC)
@@ -65,7 +65,7 @@ def test_batches_may_differ_in_length():
 def test_dali_torch_and_numpy_augment_alike(config, n_leads):
     given = block(1, n_leads, config)
     ((x_BLT, _),) = run([given], n_leads, config)
-    arrays = given.signal_BLT, given.scale_B11, given.changes_Bn
+    arrays = given.signal_BLT, given.scale_BL1, given.changes_Bn
     np.testing.assert_allclose(x_BLT.numpy(), changed_slowly(*arrays, config), atol=1e-3)
     np.testing.assert_allclose(x_BLT.numpy(), standardised(*map(torch.from_numpy, arrays), config, fs=FS), atol=1e-3)
 
@@ -75,7 +75,7 @@ def test_a_mask_may_be_empty_at_either_end_or_cover_the_window():
     edges = [(0, 0), (N_SAMPLES, N_SAMPLES), (0, N_SAMPLES), (0, 1), (N_SAMPLES - 1, N_SAMPLES), (5, 5)]
     given = block(config=config)._replace(changes_Bn=np.array(edges, np.float32))
     ((x_BLT, _),) = run([given], config=config)
-    wanted = changed_slowly(given.signal_BLT, given.scale_B11, given.changes_Bn, config)
+    wanted = changed_slowly(given.signal_BLT, given.scale_BL1, given.changes_Bn, config)
     np.testing.assert_allclose(x_BLT.numpy(), wanted, atol=1e-3)
 
 

@@ -31,7 +31,7 @@ def test_a_hostile_index_cannot_be_read(tiny_set, tmp_path, name):
         (of_head("targets", '["a"]'), r"draw_labels\.npy: not int8 \(24, 1\)"),
         (of_head("shards", []), "shards: List should have at least 1 item"),
         (of_head("leads", "[]"), "leads: List should have at least 1 item"),
-        (of_head("leads", json.dumps(["I"] * 65)), "leads: List should have at most 64 items"),
+        (of_head("leads", json.dumps(["I"] * 13)), "leads: List should have at most 12 items"),
         (of_head("samples", 0), "samples: Input should be greater than or equal to 1"),
         (of_head("samples", 100_001), "samples: Input should be less than or equal to 100000"),
         (of_head("fs", 0), "fs: Input should be greater than or equal to 1"),
@@ -125,10 +125,11 @@ def test_a_table_of_another_size_or_head_is_refused(tiny_copy, n_more):
 
 def test_the_shapes_follow_from_the_lengths(tiny_set):
     head = read_head(tiny_set[0])
-    shapes = table_shapes(head["shards"], 2)
+    shapes = table_shapes(head["shards"], 2, 1)
     assert shapes["chunks"] == (7, 6)
     assert shapes["draw_labels"] == (24, 2)
     assert shapes["window_scale"] == (287,)
     assert {name: table.shape for name, table in map_tables(tiny_set[0], head).items()} == shapes
     empty = [{"lengths": {"draws": 0, "visits": 1, "windows": 0, "pairs": 0}, "n_bytes": 9}]
-    assert table_shapes(empty, 2)["chunks"] == (0, 6)
+    assert table_shapes(empty, 2, 1)["chunks"] == (0, 6)
+    assert table_shapes(head["shards"], 2, 12)["window_scale"] == (287, 12)

@@ -10,7 +10,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from anyecg.loaders import tables
-from anyecg.loaders.cohort import CohortConfig
+from anyecg.loaders.cohort_config import CohortConfig
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.labs import LAB_COLUMNS, candidate_targets, read_draws
 from anyecg.loaders.tables import microseconds

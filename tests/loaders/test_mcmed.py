@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from anyecg.loaders.cohort import CohortConfig, build_cohort, open_cohort, write_cohort
+from anyecg.loaders.cohort import build_cohort, open_cohort, write_cohort
+from anyecg.loaders.cohort_config import CohortConfig
 from anyecg.loaders.errors import CohortError
 from anyecg.loaders.index import open_index
 from anyecg.loaders.mcmed import find_waveforms, read_visits

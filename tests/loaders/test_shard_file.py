@@ -73,7 +73,7 @@ def test_the_same_windows_in_other_parts_are_the_same_bytes(tmp_path):
     for name, cuts in (("a", [64, 128, 192]), ("b", [1, 2, 130, 199]), ("c", []), ("d", [0, 100, 100])):
         with ShardWriter(tmp_path / name, attributes("train")) as writer:
             for part in np.split(signal_WT, cuts):
-                writer.append(part)
+                writer.append(part[:, None])
             writer.finish(sets, {})
         assert (tmp_path / name).read_bytes() == (tmp_path / "a").read_bytes()
     with pytest.raises(OSError, match="exists"):

@@ -1,3 +1,4 @@
+import json
 import os
 import threading
 from collections import Counter
@@ -123,10 +124,22 @@ def test_a_link_inside_the_file_is_not_followed(shard, tiny_set):
         parse_shard(shard)
 
 
+@pytest.mark.parametrize(("n_leads", "scale_axes"), [(13, 13), (2, 1), (2, 3), (1, 1)])
+def test_a_shard_of_too_many_leads_or_scales_is_refused(tmp_path, n_leads, scale_axes):
+    """Of one lead the scales have one axis; here they have two, or not one for each lead."""
+    sets = tiny_sets(9, "train", np.random.default_rng(1))
+    sets["windows/scale"] = np.ones((9, scale_axes))
+    with ShardWriter(tmp_path / "a", {**attributes("train"), "leads": json.dumps(["I"] * n_leads)}) as writer:
+        writer.append(np.ones((9, n_leads, 50), np.int16))
+        writer.finish(sets, {"windows": 9})
+    with pytest.raises(ShardError, match=r"windows of 13 leads; wanted 1 to 12|windows/scale has shape"):
+        describe_shard(tmp_path / "a")
+
+
 def test_a_shard_may_be_without_components(tmp_path):
     sets = tiny_sets(9, "train", np.random.default_rng(0)) | {"draws/values": np.empty((6, 0))}
     with ShardWriter(tmp_path / "a", {**attributes("train"), "components": "[]"}) as writer:
-        writer.append(np.ones((9, 50), np.int16))
+        writer.append(np.ones((9, 1, 50), np.int16))
         writer.finish(sets, {})
     assert parse_shard(tmp_path / "a")["lengths"]["draws"] == 6
 

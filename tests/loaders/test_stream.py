@@ -6,10 +6,11 @@ import pytest
 from torch.utils.data import DataLoader
 
 from anyecg.kernels.counter import permute, uniform
-from anyecg.loaders.choice import Choice, run_starts
+from anyecg.loaders.choice import run_starts
 from anyecg.loaders.files import digest
 from anyecg.loaders.slots import Slots
 from anyecg.loaders.stream import batch, epoch_order, n_batches, open_index, order_of, rows_of_rank, slots_of_rank
+from anyecg.loaders.stream_config import Choice
 from benchmarks.index_scale import make_index
 
 OPTIONS = {"seed": 5, "epoch": 2}

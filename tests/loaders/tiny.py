@@ -59,7 +59,7 @@ def write_tiny_shard(path, split="train", n_windows=150, *, seed=0, form="none",
     sets = tiny_sets(n_windows, split, rng, **options)
     with ShardWriter(path, attributes(split, form)) as writer:
         for some in np.array_split(signal_WT, 3):
-            writer.append(some)
+            writer.append(some[:, None])
         writer.finish(sets, {"windows": n_windows, "pairs": len(sets["pairs/window"])})
     return signal_WT
 

@@ -9,7 +9,7 @@ from anyecg.app.config import Config
 from anyecg.loaders.counters import Event
 from anyecg.loaders.errors import AnyECGError, ShardError
 from anyecg.slurm.limits import SequentialDisk, memory_copier, repeat
-from anyecg.slurm.profile import shards_to_profile
+from anyecg.slurm.profile import check_shards
 from anyecg.slurm.profile_numbers import (
     common,
     length,
@@ -211,11 +211,11 @@ def test_work_is_repeated_until_the_time_is_over_and_all_of_it_is_told():
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 601])
 def test_a_time_out_of_range_is_refused(tiny_set, seconds):
     with pytest.raises(AnyECGError, match="wanted more than 0 and at most 600"):
-        shards_to_profile(tiny_set[0], Config(), seconds)
+        check_shards(tiny_set[0], Config(), seconds)
 
 
 def test_lost_shards_are_refused_before_anything_runs(tiny_copy):
     lost = next(tiny_copy.glob("*.h5"))
     lost.unlink()
     with pytest.raises(ShardError, match=f"1 files are missing or cut short, as {lost.name}"):
-        shards_to_profile(tiny_copy, Config(), 1.0)
+        check_shards(tiny_copy, Config(), 1.0)

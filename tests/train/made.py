@@ -10,7 +10,8 @@ from mpi4py import MPI
 from anyecg.loaders.cohort import RECORD_SCHEMA, Cohort
 from anyecg.loaders.stream_config import StreamConfig
 from anyecg.train.model import build_model, publish
-from anyecg.train.predict import predict_shards, read_scores
+from anyecg.train.predict import predict_shards
+from anyecg.train.scores import read_scores
 
 
 def card_of(index, *, head="multilabel", join="logits", windows_per_sample=1, **more):

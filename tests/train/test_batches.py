@@ -6,10 +6,12 @@ import torch
 import wfdb
 from mpi4py import MPI
 
-from anyecg.loaders.cohort import CohortConfig, build_cohort
+from anyecg.loaders.cohort import build_cohort
+from anyecg.loaders.cohort_config import CohortConfig
 from anyecg.loaders.counters import Counters
 from anyecg.loaders.index import open_index
-from anyecg.loaders.shards import ShardConfig, write_shards
+from anyecg.loaders.shard_config import ShardConfig
+from anyecg.loaders.shards import write_shards
 from anyecg.loaders.stream import epoch_order, n_batches
 from anyecg.loaders.stream_config import StreamConfig
 from anyecg.train.batches import PairBatches, WindowBatches

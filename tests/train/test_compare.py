@@ -12,9 +12,10 @@ from sklearn.metrics import f1_score
 
 from anyecg.loaders.errors import ModelError
 from anyecg.train.compare import COLUMNS, Compared, compare, holm
-from anyecg.train.evaluate import EvaluateConfig, bootstrap_auroc, evaluate
+from anyecg.train.evaluate import bootstrap_auroc, evaluate
+from anyecg.train.evaluate_config import EvaluateConfig
 from anyecg.train.intervals import mean_of
-from anyecg.train.predict import Scores, read_scores
+from anyecg.train.scores import Scores, read_scores
 from anyecg.train.units import one_target, units_of
 
 from ..conftest import anyecg

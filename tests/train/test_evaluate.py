@@ -20,13 +20,14 @@ from anyecg.loaders.stream import open_index
 from anyecg.loaders.values import draw_values
 from anyecg.train.added import MODELS
 from anyecg.train.delong import clustered_se, delong_se
-from anyecg.train.evaluate import EvaluateConfig, bootstrap_auroc, evaluate
+from anyecg.train.evaluate import bootstrap_auroc, evaluate
+from anyecg.train.evaluate_config import EvaluateConfig
 from anyecg.train.heads import ranked_of, scores_of
 from anyecg.train.intervals import interval_of
 from anyecg.train.measures import METRICS
 from anyecg.train.people import people_of
-from anyecg.train.predict import read_scores
 from anyecg.train.results import read_results
+from anyecg.train.scores import read_scores
 from anyecg.train.thresholds import threshold_of
 from anyecg.train.units import cluster_keys, clusters_of, one_target, truth_of, units_of
 
@@ -143,7 +144,7 @@ def test_tables_are_the_same_bytes_on_any_number_of_ranks(small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
     names = ("results.csv", "results.json", "baselines.csv", "heart.h5")
     wanted = [(run / name).read_bytes() for name in names]
-    for n_ranks, threads in ((1, 1), (3, 2), (4, 1), (8, 1)):
+    for n_ranks, threads in ((1, 1), (3, 2), (5, 1)):
         for name in names:
             (run / name).unlink()
         done = on_ranks(n_ranks, "evaluate", run / "config.toml", f"folder={run}", OMP_NUM_THREADS=str(threads))
@@ -249,7 +250,8 @@ def of_ranks(run, index, **card):
     predict_made(run, index, **card)
     found = []
     for n_ranks in (1, 3):
-        done = on_ranks(n_ranks, "evaluate", run / "config.toml", f"folder={run}")
+        # Started as by another anyecg that has checked the stages before: the made-up model is of no such stage.
+        done = on_ranks(n_ranks, "evaluate", run / "config.toml", f"folder={run}", ANYECG_LOCKED="1")
         assert done.returncode == 0, done.stderr
         found.append({path.name: path.read_bytes() for path in run.glob("*.*") if path.suffix in (".csv", ".json")})
     return found

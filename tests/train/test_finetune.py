@@ -40,28 +40,30 @@ def test_the_curve_has_one_row_an_epoch_over_all_windows(small_run, small_index)
     assert [row["windows"] for row in rows] == [len(small_index.pairs_of("train", 60))] * 2
 
 
-def test_the_same_seed_gives_the_same_weights(small_run, shards_only):
-    config, run = shards_only()
-    assert anyecg("finetune", config).returncode == 0
-    assert (run / "model/model.safetensors").read_bytes() == (small_run / "model/model.safetensors").read_bytes()
-
-
-def test_world_size_does_not_change_the_training_but_for_rounding(small_run, shards_only):
+@pytest.fixture(scope="module")
+def alone(shards_only):
+    """Return the curve of the small run's training on one rank."""
     config, run = shards_only()
     done = on_ranks(1, "finetune", config)
     assert done.returncode == 0, done.stderr
-    for alone, together in zip(curve(run), curve(small_run), strict=True):
-        assert alone["train_loss"] == pytest.approx(together["train_loss"], rel=1e-3)
-        assert alone["val_loss"] == pytest.approx(together["val_loss"], rel=5e-3)
+    return curve(run)
 
 
-def test_the_plain_loader_trains_as_dali_does_but_for_rounding(small_run, shards_only):
+def assert_near(rows, others):
+    for one, other in zip(rows, others, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=5e-3)
+
+
+def test_world_size_does_not_change_the_training_but_for_rounding(small_run, alone):
+    assert_near(alone, curve(small_run))
+
+
+def test_the_plain_loader_trains_as_dali_does_but_for_rounding(alone, shards_only):
     config, run = shards_only()
-    done = anyecg("finetune", config, "stream.loader=torch", "stream.workers=1")
+    done = anyecg("finetune", config, "finetune.ranks=1", "stream.loader=torch", "stream.workers=1")
     assert done.returncode == 0, done.stderr
-    for plain, dali in zip(curve(run), curve(small_run), strict=True):
-        assert plain["train_loss"] == pytest.approx(dali["train_loss"], rel=1e-3)
-        assert plain["val_loss"] == pytest.approx(dali["val_loss"], rel=5e-3)
+    assert_near(curve(run), alone)
 
 
 def test_a_damaged_chunk_stops_the_training_with_its_windows_named(small_index, shards_only):
@@ -81,7 +83,8 @@ def test_a_damaged_chunk_stops_the_training_with_its_windows_named(small_index, 
 
 def test_the_published_epoch_may_be_the_best_by_validation_score(shards_only):
     config, run = shards_only()
-    done = anyecg("finetune", config, "finetune.best_by=score", "finetune.epochs=3", "finetune.learning_rate=0.02")
+    more = ("finetune.best_by=score", "finetune.epochs=3", "finetune.learning_rate=0.02", "finetune.ranks=1")
+    done = anyecg("finetune", config, *more)
     assert done.returncode == 0, done.stderr
     _, card = open_model(run / "model")
     assert card["epoch"] == 1 + int(np.argmax([row["val_score"] for row in curve(run)]))

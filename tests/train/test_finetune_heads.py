@@ -20,7 +20,7 @@ from anyecg.loaders.stream import batch, open_index
 from anyecg.loaders.values import draw_values
 from anyecg.train.checkpoint import Checkpoint
 from anyecg.train.model import open_model
-from anyecg.train.predict import read_scores
+from anyecg.train.scores import read_scores
 
 from ..conftest import DEMO, anyecg
 

@@ -53,7 +53,7 @@ def write_set(folder, seed=0):
         sets["windows/scale"] = np.full(n_windows, 0.001)
         form = {**attributes(split), "fs": 250, "samples": 2500}
         with ShardWriter(folder / f"shard-{number:05d}.h5", form) as writer:
-            writer.append(spikes(n_windows, rng))
+            writer.append(spikes(n_windows, rng)[:, None])
             writer.finish(sets, {"windows": n_windows, "pairs": len(sets["pairs/window"])})
     described = [describe_shard(path) for path in sorted(folder.glob("shard-*.h5"))]
     counts = {what: sum(shard["counts"][what] for shard in described) for what in ("pairs", "windows")}

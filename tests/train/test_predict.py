@@ -1,7 +1,8 @@
 import csv
 import json
 import shutil
-from types import SimpleNamespace
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -12,11 +13,14 @@ from anyecg.loaders.cohort import open_cohort
 from anyecg.loaders.errors import ModelError, RecordError, UpgradeNeeded
 from anyecg.loaders.progress import Progress
 from anyecg.loaders.reader import WindowReader
+from anyecg.loaders.stop import Asked
 from anyecg.loaders.stream_config import StreamConfig
+from anyecg.slurm.launch import find_mpirun
 from anyecg.train import predict
-from anyecg.train.model import build_model, check_target_table, open_model
-from anyecg.train.predict import read_scores
+from anyecg.train.card import check_target_table
+from anyecg.train.model import build_model, open_model
 from anyecg.train.predict_files import predict_files
+from anyecg.train.scores import read_scores
 
 from ..conftest import DEMO, anyecg, on_ranks
 from .made import predict_made, publish_made
@@ -119,35 +123,101 @@ def test_scores_say_head_and_join_and_carry_the_card(joined):
     assert joined[1].card == json.loads((joined[0] / "model/card.json").read_text())
 
 
+def outputs_of(visits, run, model, card):
+    """Return what ``_outputs`` yields of a run of visits, joined by kind."""
+    with Progress("predict", 0, "", shown=False) as progress:
+        parts = list(predict._outputs(model, card, visits, run, StreamConfig(), torch.device("cpu"), Asked(), progress))
+    assert [part[0] for part in parts] == [run[0], *(part[1] for part in parts[:-1])]
+    assert parts[-1][1] == run[1]
+    return {kind: [np.concatenate([part[2][kind][what] for part in parts]) for what in (0, 1)] for kind in parts[0][2]}
+
+
 @pytest.mark.parametrize("n_ranks", [2, 3, 40])
 def test_ranks_read_whole_visits_in_the_batches_of_one(small_index, joined, monkeypatch, n_ranks):
     monkeypatch.setattr(predict, "BATCH", 8)
+    monkeypatch.setattr(predict, "MOST_BYTES", 100)
     model, card = open_model(joined[0] / "model")
-    rows = small_index.windows_of("test")
-
-    def outputs(rank, n_ranks):
-        comm = SimpleNamespace(rank=rank, size=n_ranks)
-        visits = predict._Visits(small_index, "test", rows, comm)
-        with Progress("predict", len(rows), " windows", shown=False) as progress:
-            return predict._outputs(model, card, visits, StreamConfig(), torch.device("cpu"), progress, n_ranks)
-
-    alone = outputs(0, 1)
-    parts = [outputs(rank, n_ranks) for rank in range(n_ranks)]
-    assert len(rows) > 3 * 8
-    for name, (own_rows, own_outputs) in alone.items():
-        np.testing.assert_array_equal(np.concatenate([part[name][0] for part in parts]), own_rows)
-        np.testing.assert_array_equal(np.concatenate([part[name][1] for part in parts]), own_outputs)
+    visits = predict._Visits(small_index, "test")
+    n_visits = len(visits.visit)
+    assert len(visits.rows) > 3 * 8
+    alone = outputs_of(visits, (0, n_visits), model, card)
+    # Some visits are there from an earlier run.
+    runs = [(0, 3), (5, n_visits)]
+    dealt = [run for rank in range(n_ranks) for run in visits.dealt(runs, rank, n_ranks)]
+    assert [n for run in dealt for n in range(*run)] == [n for run in runs for n in range(*run)]
+    parts = [outputs_of(visits, run, model, card) for run in sorted([*dealt, (3, 5)])]
+    for kind, (rows, outputs) in alone.items():
+        np.testing.assert_array_equal(np.concatenate([part[kind][0] for part in parts]), rows)
+        np.testing.assert_array_equal(np.concatenate([part[kind][1] for part in parts]), outputs)
 
 
 def test_scores_are_the_same_bytes_on_any_number_of_ranks(small_run, small_index, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run")
-    publish_made(run / "model", small_index, join="features", windows_per_sample=4)
+    made = publish_made(tmp_path / "made", small_index, join="features", windows_per_sample=4)
     found = []
     for n_ranks in (1, 2, 3):
-        done = on_ranks(n_ranks, "predict", run / "config.toml", f"folder={run}")
+        done = on_ranks(n_ranks, "predict", run / "config.toml", f"folder={run}", f"predict.model={made}")
         assert done.returncode == 0, done.stderr
+        assert "predict: done in" in done.stdout
         found.append((run / "scores.h5").read_bytes())
+        (run / "scores.h5").unlink()
     assert found == [found[0]] * 3
+
+
+JOB = """
+import os, signal, sys
+from pathlib import Path
+from anyecg.loaders.ranks import world
+from anyecg.loaders.stream import open_index
+from anyecg.loaders.stream_config import StreamConfig
+from anyecg.app.run import as_rank
+from anyecg.train import predict
+
+shards, folder, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+comm, save = world(), predict.Parts.save
+predict.BATCH, predict.MOST_BYTES = 8, 100
+
+def saving(parts, *given):
+    global stop
+    name, stop = save(parts, *given), stop - 1
+    if stop == 0:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return name
+
+predict.Parts.save = saving
+sys.exit(as_rank("predict", comm, lambda: predict.predict_shards(
+    folder / "scores.h5", open_index(shards), folder / "model", stream=StreamConfig(), comm=comm, stage_hash="0"
+)))
+"""
+
+
+def test_a_stopped_prediction_goes_on_and_gives_the_same_bytes(small_index, tmp_path):
+    (tmp_path / "job.py").write_text(JOB)
+    publish_made(tmp_path / "model", small_index, join="features", windows_per_sample=4)
+
+    def run(n_ranks, stop=0):
+        command = [find_mpirun(), "-n", str(n_ranks), sys.executable, tmp_path / "job.py", small_index.folder, tmp_path]
+        return subprocess.run([*command, str(stop)], capture_output=True, text=True, check=False, timeout=100)
+
+    assert run(2).returncode == 0
+    whole = (tmp_path / "scores.h5").read_bytes()
+    (tmp_path / "scores.h5").unlink()
+    # What other weights left takes room.
+    (tmp_path / "checkpoint/predict-old").mkdir(parents=True)
+    stopped = run(2, stop=2)
+    assert stopped.returncode == 75
+    assert "asked to stop by signal 10; finished visits are kept; run the same command again" in stopped.stderr
+    folder = next((tmp_path / "checkpoint").glob("predict-*"))
+    kept = sorted(folder.glob("*.npz"))
+    assert len(kept) >= 4
+    assert not (tmp_path / "scores.h5").exists()
+    # A file that a power loss cut short, and one that a killed process was writing.
+    kept[0].write_bytes(kept[0].read_bytes()[:1000])
+    (folder / ".test-0-1.npz.7.tmp").touch()
+    done = run(3)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "scores.h5").read_bytes() == whole
+    assert not list((tmp_path / "checkpoint").iterdir())
 
 
 def test_files_get_the_scores_that_their_shards_get(small_run, small_index, tmp_path):

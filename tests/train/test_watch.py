@@ -11,8 +11,9 @@ import time
 import psutil
 import pytest
 
+from anyecg.loaders.stop import Asked
 from anyecg.train.checkpoint import Checkpoint
-from anyecg.train.watch import Asked, Watch
+from anyecg.train.watch import Watch
 
 from . import job
 

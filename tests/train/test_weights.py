@@ -265,7 +265,7 @@ def test_missing_weights_or_those_of_other_leads_are_one_line(net1d_run, tmp_pat
 
 
 def test_weights_for_a_network_that_takes_none_are_refused():
-    with pytest.raises(ConfigError, match="weights are those of model = 'net1d'"):
+    with pytest.raises(ConfigError, match="weights of ECGFounder are those of model = 'net1d'"):
         load_config(None, ["finetune.weights=x.pth"])
 
 

@@ -127,4 +127,5 @@ def test_a_killed_job_goes_on_where_it_stopped_on_any_number_of_ranks(tmp_path):
     before, after = (set(map(int, (tmp_path / f"store.{how}").read_text().split())) for how in ("kill", "go"))
     assert 7 in after
     assert before - after
-    assert not (before & after) - {3, 7}
+    # The other rank ends with mpirun, wherever it is: what it was at is made again, and nothing else.
+    assert len((before & after) - {3, 7}) <= 1

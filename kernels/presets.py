@@ -1,0 +1,3 @@
+"""Names of the preparations of a window."""
+
+PRESETS = ("ecgfounder", "ecgfounder-paper", "none")
