@@ -201,7 +201,14 @@ async function rest() {
   const record = shown, lead = view.lead, [start, stop] = range(), what = `${record.id}/${lead.number}/${start}/${stop}`;
   if (what === beatsOf && view.beats) return;
   beatsOf = what;
-  if (stop - start > MOST_BEAT_SECONDS * lead.fs || stop <= start) { view.beats = null; median = null; facts(); return; }
+  if (stop - start > MOST_BEAT_SECONDS * lead.fs || stop <= start) {
+    // The beats of the part that was in sight before may stand in the picture.
+    if (view.beats) redraw();
+    view.beats = null;
+    median = null;
+    facts();
+    return;
+  }
   const path = `lead=${lead.number}&start=${start}&stop=${stop}`;
   const beats = await json(`/api/records/${record.id}/beats?${path}`).catch(() => null);
   if (what !== beatsOf) return;

@@ -190,6 +190,25 @@ def test_a_spike_of_one_sample_in_an_hour_is_seen_in_the_picture_of_the_whole(sh
     assert np.array_equal((255.0 - pixels(tab)[..., 0])[inside], picture[inside])
 
 
+def test_the_marks_of_beats_leave_the_picture_when_it_shows_too_much_for_them(show):
+    tab = show()
+    choose(tab, "hour")
+    tab.locator("#fit").click()
+    tab.locator("#heart dd", has_text="zoom in").wait_for()
+    tab.wait_for_selector(WHOLE)
+    tab.locator("#quality li").first.wait_for()
+    tab.wait_for_timeout(500)
+    without = pixels(tab)
+    tab.locator("#speed").select_option("25")
+    tab.locator("#heart dd", has_text=re.compile(r"^\d")).nth(1).wait_for()
+    tab.locator("#fit").click()
+    tab.locator("#heart dd", has_text="zoom in").wait_for()
+    tab.wait_for_selector(WHOLE)
+    tab.wait_for_timeout(500)
+    inside = np.s_[8:-8, 8:-8]
+    assert np.array_equal(pixels(tab)[inside], without[inside])
+
+
 def test_zoom_and_moves_keep_within_the_record(show):
     tab = show()
     choose(tab, "hour")
