@@ -109,6 +109,8 @@ async function answer(event) {
 
 async function open(id) {
   const turn = ++opening;
+  // A second click on what is in sight changes nothing: a score may be under way.
+  if (id === shown?.id && shown.leads.length) return;
   const record = await trying(() => json(`/api/records/${id}`).catch((cause) => {
     if (!cause.unsaid) throw cause;
     return { ...records.find((one) => one.id === id), why: cause.message };
@@ -125,6 +127,7 @@ async function open(id) {
   by("problems").textContent = record.problems.map((one) => `${one.name}: ${one.reason}`).join("  ");
   if (!record.leads.length) { say(`${record.name}: ${record.problems[0]?.reason ?? "no lead to show"}`, true); return; }
   view.show(record, new Tiles(record, (cause) => { if (cause) say(cause.message, true); redraw(); }));
+  by("ecg").dataset.drawn = `${record.id} part`;
   const rhythm = paperLeads(record)?.[1][0];
   if (rhythm) view.lead = rhythm;
   by("name").textContent = record.name;

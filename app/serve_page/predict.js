@@ -78,6 +78,7 @@ export class Predict {
   }
 
   async #describe() {
+    if (!this.models) await this.list();
     const id = this.by("model").value;
     if (this.model?.id === id) return this.model;
     const model = this.model = await json(`/api/models/${id}`);

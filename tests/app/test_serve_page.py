@@ -385,6 +385,18 @@ def test_the_shipped_model_scores_a_lead_and_says_what_the_score_rests_on(show):
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
 
 
+def test_a_score_asked_for_early_comes_and_a_second_click_does_not_lose_it(show, address):
+    tab = show()
+    tab.route("**/api/models", lambda route: tab.wait_for_timeout(1000) or route.continue_())
+    tab.goto("about:blank")
+    tab.goto(address)
+    choose(tab, "A00015")
+    tab.locator("#ecg").focus()
+    tab.keyboard.press("s")
+    tab.locator("#records button", has_text="A00015").click()
+    tab.locator("#scores tbody tr").nth(3).wait_for(timeout=60_000)
+
+
 def test_a_model_goes_out_as_onnx_comes_in_again_and_a_foreign_file_is_refused(show, tmp_path):
     tab = show()
     tab.wait_for_selector(WHOLE)
