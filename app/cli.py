@@ -106,6 +106,8 @@ def main(argv=None):
     """Run one command; 0 done, 1 a fault of ours (with its traceback), 2 one line about what the user can mend."""
     # Outputs may come from credentialed data: readable by their owner only.
     os.umask(0o077)
+    # Threads that wait leave their core to others; read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = _parser().parse_args(argv)
     if is_spare():
         return 0

@@ -22,6 +22,7 @@ from anyecg.app.server_records import Library, NotThere
 from anyecg.app.server_requests import Refused, read_json, text_of, whole_of
 from anyecg.app.server_training import TrainingRoutes
 from anyecg.loaders.errors import AnyECGError, Unsaid
+from anyecg.loaders.lead_names import plain_options
 from anyecg.loaders.wfdb_header import MAX_LEADS
 
 _KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -142,8 +143,9 @@ class Server:
 
     async def say(self, request):
         """Open a record with what its file does not say."""
-        options = _said(await read_json(request))
-        return JSONResponse(await self.read(self.library.say, request.path_params["key"], options))
+        wish = await read_json(request)
+        say = partial(self.library.say, others=wish.get("others") is True)
+        return JSONResponse(await self.read(say, request.path_params["key"], _said(wish)))
 
     async def tile(self, request):
         """Give the down-sampled samples of some leads."""
@@ -254,7 +256,8 @@ class Server:
         return self.watched(self._score_folder, _known(self.models, request.path_params["model"]), root)
 
     def _score_folder(self, model, root, *, watch):
-        path = self.models.score_folder(model, root, watch=watch)
+        options = plain_options(**self.library.shared(root))
+        path = self.models.score_folder(model, root, options, watch=watch)
         self._made[path.name] = path
         return path.name
 

@@ -20,6 +20,14 @@ PATCH_SECONDS = 0.2
 _MOST_OPEN, _MOST_CSV_BYTES = 3, 1 << 30
 
 
+def _newest(path):
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        # A better one has taken its place.
+        return 0
+
+
 def occluded(window_T, fs, patch_seconds=PATCH_SECONDS):
     """Return copies of a window, each with one patch, in all its leads, replaced by straight lines between its ends.
 
@@ -61,13 +69,20 @@ class Models:
             return self._ids[path]
 
     def listed(self):
-        """Return id, name and forms of every model: shipped, of finished runs, imported."""
-        if self._runs is not None:
-            for card in sorted(self._runs.glob("*/model/card.json")):
-                self._add(card.parents[1].name, card.parent)
+        """Return id, name and forms of every model: shipped, of runs, imported.
+
+        A run that has not finished gives its best network so far, until a better one takes its place.
+        """
+        for run in sorted(self._runs.iterdir()) if self._runs is not None and self._runs.is_dir() else []:
+            if (run / "model/card.json").exists():
+                self._add(run.name, run / "model")
+            elif best := sorted(run.glob("checkpoint/*/best-*.safetensors"), key=_newest):
+                step = int(best[-1].stem.removeprefix("best-"))
+                self._add(f"{run.name} (not finished, step {step})", best[-1])
         return [
             {"id": key, "name": name, "folder": path.is_dir(), "trainable": path.suffix != ".onnx"}
             for key, (name, path) in list(self._paths.items())
+            if path.exists()
         ]
 
     def path(self, key):
@@ -214,13 +229,16 @@ class Models:
         ranked_W = ranked_of(scorer.outputs([batch_WLT])[0], card)[:, target]
         return {"start_s": start_s, "patch_s": PATCH_SECONDS, "fall": _plain(ranked_W[0] - ranked_W[1:])}
 
-    def score_folder(self, key, root, *, watch):
-        """Score all recordings below a folder; return the path of the CSV, which the caller removes."""
+    def score_folder(self, key, root, options, *, watch):
+        """Score all recordings below a folder, files of plain numbers by ``options``.
+
+        Returns the path of the CSV, which the caller removes.
+        """
         from anyecg.train.predict_files import predict_files
 
         out = self._private / f"{secrets.token_hex(8)}.csv"
         try:
-            predict_files(self.path(key), root, out, watch=watch)
+            predict_files(self.path(key), root, out, watch=watch, **options)
             watch(1.0)
             if out.stat().st_size > _MOST_CSV_BYTES:
                 raise ModelError("the CSV is larger than a browser takes; use 'anyecg predict'")

@@ -11,7 +11,8 @@ import numpy as np
 from anyecg.kernels.beats import MIN_FS, heart_features, median_beat, r_peaks
 from anyecg.kernels.extremes import extremes, halved
 from anyecg.kernels.segment import FLAG_NAMES, GAP_FILLED, PADDED, fill_gaps, grid, quality_at
-from anyecg.loaders.errors import AnyECGError, RecordError
+from anyecg.loaders.errors import AnyECGError, RecordError, Unsaid
+from anyecg.loaders.lead_names import plain_options
 from anyecg.loaders.records import find_files, open_record
 from anyecg.loaders.shard_config import SECONDS
 
@@ -51,10 +52,10 @@ class Place(NamedTuple):
 
 
 class _Entry:
-    """One recording: its leads are opened when first asked for."""
+    """One recording: its leads are opened when first asked for, by what is said of its folder if it must be."""
 
-    def __init__(self, name, place):
-        self.name, self.place = name, place
+    def __init__(self, name, place, shared):
+        self.name, self.place, self._shared = name, place, shared
         self._lock = threading.Lock()
         self._leads: dict = {}
         self._problems: dict = {}
@@ -64,7 +65,7 @@ class _Entry:
         """Return the leads that can be read, by number, and what is wrong with the others."""
         with self._lock:
             if not self._names:
-                first = self.place.open()
+                first = self._first()
                 for number in range(min(len(first.leads), _MOST_LEADS)):
                     try:
                         lead = self.place.open(number)
@@ -75,6 +76,16 @@ class _Entry:
                 self._names = first.leads
             return self._names, self._leads, self._problems
 
+    def _first(self):
+        try:
+            return self.place.open()
+        except Unsaid:
+            options = plain_options(**self._shared(self.place.root))
+            if not options or self.place.options:
+                raise
+            self.place = self.place._replace(options=options)
+            return self.place.open()
+
 
 class Library:
     """All recordings of the page, and the down-sampled leads kept of them: at most 400 MB."""
@@ -82,6 +93,7 @@ class Library:
     def __init__(self):
         self._entries: dict[str, _Entry] = {}
         self._ids: dict = {}
+        self._said: dict[Path, dict] = {}
         self._kept: OrderedDict = OrderedDict()
         self._lock = threading.Lock()
         self._building: dict = {}
@@ -96,7 +108,7 @@ class Library:
             key = (str(root), name)
             if key not in self._ids:
                 self._ids[key] = secrets.token_hex(8)
-                self._entries[self._ids[key]] = _Entry(name, Place(Path(root), file, {}))
+                self._entries[self._ids[key]] = _Entry(name, Place(Path(root), file, {}), self.shared)
             ids.append(self._ids[key])
         return ids
 
@@ -108,8 +120,14 @@ class Library:
         """Return where a record lies, as a Place."""
         return self._entry(key).place
 
-    def say(self, key, options):
+    def shared(self, root):
+        """Return what is said of all files of a folder that do not say it: options of ``open_record``, or none."""
+        return self._said.get(Path(root), {})
+
+    def say(self, key, options, *, others=False):
         """Open a record with what its file does not say, from now on; return its description.
+
+        With ``others`` it is said of the other files of its folder, too, those that do not say it themselves.
 
         Raises
         ------
@@ -117,10 +135,12 @@ class Library:
             It cannot be opened so; nothing is changed.
         """
         entry = self._entry(key)
-        fresh = _Entry(entry.name, entry.place._replace(options=options))
+        fresh = _Entry(entry.name, entry.place._replace(options=options), self.shared)
         fresh.leads()
         with self._lock:
             self._entries[key] = fresh
+            if others:
+                self._said[entry.place.root] = options
             for number in range(_MOST_LEADS):
                 self._kept.pop((key, number), None)
         return self.describe(key)

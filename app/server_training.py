@@ -57,8 +57,8 @@ class TrainingRoutes:
         """Count what recordings and labels would make."""
         wish = await read_json(request)
         path, labels = self._uploaded(wish, RECORDINGS) or text_of(wish, "path"), self._uploaded(wish, "labels_file")
-        found = await self._server.read(_look, path, labels or text_of(wish, "labels"), wish)
-        return JSONResponse(found)
+        labels = labels or text_of(wish, "labels")
+        return JSONResponse(await self._server.read(_look, path, labels, wish, self._server.library.shared(path)))
 
     def _uploaded(self, wish, name):
         """Return the folder of dropped recordings, or the one file of a batch; None where no batch is named."""
@@ -79,13 +79,15 @@ class TrainingRoutes:
         model, card, weights = wish.get("start", ""), None, ""
         if model:
             card = await self._server.compute(self._server.models.describe, text_of(wish, "start"))
-            path = self._server.models.path(model)
-            weights = START if path.is_file() else str(path.resolve())
+            start = self._server.models.path(model)
+            weights = START if start.is_file() else str(start.resolve())
+        path = self._uploaded(wish, RECORDINGS) or _absolute(text_of(wish, "path"))
         chosen = {
+            "said": self._server.library.shared(path),
             **{name: text_of(wish, name) for name in ("model", "train", "head", "lead")},
             **{name: whole_of(wish, name) for name in ("seed", "epochs", "batch_size")},
             **{name: _share(wish, name) for name in ("val_fraction", "test_fraction", "learning_rate")},
-            "path": RECORDINGS if wish.get(RECORDINGS) else _absolute(text_of(wish, "path")),
+            "path": RECORDINGS if wish.get(RECORDINGS) else path,
             "labels": LABELS if wish.get("labels_file") else _absolute(text_of(wish, "labels")),
         }
         return JSONResponse({"config": config_text(chosen, card, weights)})
@@ -148,10 +150,10 @@ class TrainingRoutes:
         return Response(data, headers=headers)
 
 
-def _look(path, labels, wish):
+def _look(path, labels, wish, said):
     return look(
         path, labels, seed=whole_of(wish, "seed"), val_fraction=_share(wish, "val_fraction"),
-        test_fraction=_share(wish, "test_fraction"),
+        test_fraction=_share(wish, "test_fraction"), said=said,
     )  # fmt: skip
 
 

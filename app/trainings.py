@@ -29,7 +29,12 @@ _MOST_LINES, _MOST_TAIL = 2 << 20, 64 << 10
 RECORDINGS, LABELS, START = "recordings", "labels.csv", "start.safetensors"
 
 
-def look(path, labels, *, seed, val_fraction, test_fraction):
+def cohort_of(said):
+    """Return what is said of a folder's files of plain numbers as keys of [cohort]."""
+    return {("lead_names" if name == "leads" else name): value for name, value in said.items()}
+
+
+def look(path, labels, *, seed, val_fraction, test_fraction, said):
     """Say what recordings and labels would make: the cohort stage's own counts.
 
     Parameters
@@ -38,6 +43,8 @@ def look(path, labels, *, seed, val_fraction, test_fraction):
         Folder of recordings, CSV of labels.
     seed : int
     val_fraction, test_fraction : float
+    said : dict
+        What files of plain numbers do not say: ``fs``, ``unit``, ``leads``.
 
     Returns
     -------
@@ -56,6 +63,7 @@ def look(path, labels, *, seed, val_fraction, test_fraction):
     cohort_config = _checked({
         "cohort": {
             "path": str(path), "labels": str(labels), "val_fraction": val_fraction, "test_fraction": test_fraction,
+            **cohort_of(said),
         },
         "seed": seed,
     }).cohort  # fmt: skip
@@ -101,7 +109,7 @@ def config_text(wish, card=None, weights=""):
     ----------
     wish : dict
         ``path``, ``labels``, ``seed``, ``val_fraction``, ``test_fraction``, ``model``, ``train`` (scratch, head, all),
-        ``head``, ``lead``, ``epochs``, ``batch_size``, ``learning_rate``.
+        ``head``, ``lead``, ``epochs``, ``batch_size``, ``learning_rate``, ``said`` (as for ``look``).
     card : dict, optional
         Of the model to start from, which decides network, rate, filters, leads and windows of a sample.
     weights : str
@@ -122,7 +130,8 @@ def config_text(wish, card=None, weights=""):
         "folder": ".",
         "seed": wish["seed"],
         "cohort": {"path": wish["path"], "labels": wish["labels"],
-                   "val_fraction": wish["val_fraction"], "test_fraction": wish["test_fraction"]},
+                   "val_fraction": wish["val_fraction"], "test_fraction": wish["test_fraction"],
+                   **cohort_of(wish["said"])},
         "shard": {"lead": _leads(wish["lead"]), "pad_short": True, "ranks": min(2, n_cores)},
         "stream": {"pool_runs": 64},
         "finetune": {

@@ -9,6 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# As the command line does, before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A run's verdict is about the code, not the dice; 'pytest --hypothesis-profile=default' throws them anew.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 REPOSITORY = Path(__file__).parent.parent
 DEMO = REPOSITORY / "app" / "demo"

@@ -15,6 +15,8 @@ from anyecg.train.finetune_config import Head, Model
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 # Columns of the CSV of scores that are no target.
 _TAKEN = ("record", "start_s")
+# What of a card its own folder's files say, and what names places on the machine of the training.
+_OWN, _PLACES = ("format", "version", "code_version"), ("weights",)
 
 
 class _Card(BaseModel):
@@ -67,6 +69,15 @@ def check_card(where, card):
         place = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
         raise ModelError(f"{where}: not the card of a model ({f'{place}: ' if place else ''}{said})") from None
+
+
+def portable(card):
+    """Return a card to be carried elsewhere: JSON of any reader, without paths."""
+    kept = {key: value for key, value in card.items() if key not in _OWN}
+    kept["finetune"] = {key: value for key, value in card.get("finetune", {}).items() if key not in _PLACES}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in kept.items()
+    }
 
 
 def check_network(where, card):

@@ -8,23 +8,17 @@ import torch
 
 from anyecg.loaders.errors import ModelError
 from anyecg.loaders.files import file_hash, replacing
+from anyecg.train.card import portable
 from anyecg.train.model import open_model
 from anyecg.train.tensor_file import write_tensor_file
 from anyecg.train.weights import published_state_dict
 
 Form = Literal["ecgfounder", "safetensors", "onnx"]
-# What of a card its own folder's files say, and what names places on the machine of the training.
-_OWN, _PLACES = ("format", "version", "code_version"), ("weights",)
 
 
 def _document(folder, card):
-    """Return the card as an export carries it: JSON of any reader, without paths, and traceable to its folder."""
-    kept = {key: value for key, value in card.items() if key not in _OWN}
-    kept["finetune"] = {key: value for key, value in card.get("finetune", {}).items() if key not in _PLACES}
-    kept = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in kept.items()
-    }
-    return {**kept, "card_sha256": file_hash(folder / "card.json")}
+    """Return the card as an export carries it: traceable to its folder."""
+    return {**portable(card), "card_sha256": file_hash(folder / "card.json")}
 
 
 def _write_published_form(path, network, card):

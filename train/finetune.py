@@ -18,14 +18,16 @@ from anyecg.loaders.stop import Asked
 from anyecg.loaders.stream import n_units
 from anyecg.train.average import Average
 from anyecg.train.batches import PairBatches
+from anyecg.train.card import portable
 from anyecg.train.checkpoint import Checkpoint
 from anyecg.train.distributed import join, leave
 from anyecg.train.engine import Engine
 from anyecg.train.initial import initial_network
 from anyecg.train.journal import Journal
-from anyecg.train.model import load_weights, publish, save_weights
+from anyecg.train.model import load_weights, publish
 from anyecg.train.objective import Objective
 from anyecg.train.schedule import Plateau, learning_rate_factor
+from anyecg.train.tensor_file import write_tensor_file
 from anyecg.train.validation import Validation
 from anyecg.train.watch import Watch
 
@@ -50,6 +52,7 @@ class Training:
 
     def __init__(self, folder, index, config, stream, raw, *, seed, comm, log_folder, exits):
         self.folder, self.index, self.config, self.comm = Path(folder), index, config, comm
+        self.stream, self.seed = stream, seed
         self.watch = Watch(self.folder / BEATS, comm.rank, comm.size, config.hang_seconds)
         exits.callback(self.watch.close)
         seed = seed + config.seed
@@ -235,30 +238,34 @@ class Training:
 
     def _validate(self):
         state, sums = self.state, self.state["sums"]
+        epoch = self.batches.epoch_of(state["step"] - 1)
+        first, last = self.batches.first_step(epoch), self.batches.first_step(epoch + 1)
         with self.average.in_place():
             loss, score = self.validation.measure(
                 self.network, phase=lambda name, together: self.watch.phase(name, together=together)
             )  # fmt: skip
+            row = [
+                epoch + (state["step"] - first) / (last - first), state["step"], sums["windows"],
+                sums["loss"] / max(sums["observed"], 1), loss, score, self._rate,
+                sums["windows"] / max(sums["seconds"], 1e-9), sums["waited"] / max(sums["seconds"], 1e-9),
+            ]  # fmt: skip
+            state["curve"].append(row)
             value = loss if self.config.best_by == "loss" else -score
             # Without a validation split the last one is taken.
             better = value < state["best_value"] or math.isnan(value)
             if better:
+                state["best_value"], state["best_row"] = value, row
                 state["best"] = f"best-{state['step']:08d}.safetensors"
-                self._on_first(lambda: save_weights(self.folder / state["best"], self.network))
-        epoch = self.batches.epoch_of(state["step"] - 1)
-        first, last = self.batches.first_step(epoch), self.batches.first_step(epoch + 1)
-        row = [
-            epoch + (state["step"] - first) / (last - first), state["step"], sums["windows"],
-            sums["loss"] / max(sums["observed"], 1), loss, score, self._rate,
-            sums["windows"] / max(sums["seconds"], 1e-9), sums["waited"] / max(sums["seconds"], 1e-9),
-        ]  # fmt: skip
-        state["curve"].append(row)
-        if better:
-            state["best_value"], state["best_row"] = value, row
+                self._on_first(self._write_best)
         state["n_worse"] = 0 if better else state["n_worse"] + 1
         self.plateau.see(better)
         log.info(" ".join(f"{key}={number:.5g}" for key, number in zip(CURVE, row, strict=True)))
         self.journal.write("validation", **dict(zip(CURVE, row, strict=True)))
+
+    def _write_best(self):
+        """Write the network as it is, with its card: a model that can be scored with before the training's end."""
+        path = self.folder / self.state["best"]
+        write_tensor_file(path, self.network.state_dict(), "anyecg-export", portable(_card(self)))
 
     def _end_epoch(self):
         """Judge what an epoch has put in the place of damaged samples, and begin new sums."""
@@ -353,7 +360,7 @@ def finetune(folder, model_folder, index, config, stream, *, raw, seed, comm, st
         if comm.rank == 0:
             load_weights(folder / training.state["best"], training.network)
             _write_curve(Path(model_folder) / "curve.csv", training.state["curve"])
-            publish(model_folder, training.network, _card(training, stream, stage_hash, seed))
+            publish(model_folder, training.network, _card(training))
         comm.barrier()
         leave(comm, folder)
         training.watch.close()
@@ -379,7 +386,7 @@ def _write_curve(path, curve):
         writer.writerows([f"{value:.6g}" for value in row] for row in curve)
 
 
-def _card(training, stream, stage_hash, seed):
+def _card(training):
     """Return what a user of the model must know: its input, its outputs, where it comes from."""
     index, config, state = training.index, training.config, training.state
     same = ("fs", "samples", "preset", "preset_hash", "target_hash")
@@ -388,19 +395,19 @@ def _card(training, stream, stage_hash, seed):
         "model": config.model,
         "head": config.head,
         "join": config.join,
-        "windows_per_sample": stream.windows_per_sample,
+        "windows_per_sample": training.stream.windows_per_sample,
         "targets": list(training.objective.targets),
         **training.objective.card,
         "leads": list(index.leads),
         **{key: index.head[key] for key in same},
         "standardised": "each window: (x - mean) / SD",
         "index_hash": index.hash,
-        "stage_hash": stage_hash,
+        "stage_hash": training.folder.name,
         "n_parameters": sum(p.numel() for p in training.network.parameters()),
         **{key: None if math.isnan(best[key]) else best[key] for key in ("epoch", "step", "val_loss", "val_score")},
         "n_substituted": state["n_substituted"],
         "n_left_out": state["n_left_out"],
-        "seed": seed,
+        "seed": training.seed,
         # The path of the weights belongs to this machine; their hash is part of the stage's.
         "finetune": config.model_dump(mode="json", exclude={"weights"}),
         "from_weights": bool(config.weights),

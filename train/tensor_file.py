@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from anyecg.loaders.errors import ModelError
-from anyecg.loaders.files import FORMATS, check_format, code_version, replacing
+from anyecg.loaders.files import FORMATS, NewFile, check_format, code_version, replacing
+from anyecg.train.tensors import tensor_bytes
 
 # Key of the document in the file's metadata.
 KEY = "anyecg"
@@ -67,12 +68,12 @@ def write_tensor_file(path, state, form, document):
 
     The document gets the format's name and version, and ``data_sha256``, the hash of the numbers as they lie in it.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with replacing(path) as temporary:
-        save_file(state, temporary)
-        head = {"format": form, "version": FORMATS[form], "code_version": code_version()}
-        sha256 = _data_hash(temporary, _header(temporary)[1])
-        save_file(state, temporary, {KEY: json.dumps({**head, **document, "data_sha256": sha256})})
+    plain = tensor_bytes(state)
+    sha256 = hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest()
+    head = {"format": form, "version": FORMATS[form], "code_version": code_version()}
+    data = tensor_bytes(state, {KEY: json.dumps({**head, **document, "data_sha256": sha256})})
+    with replacing(path) as temporary, NewFile(temporary) as file:
+        file.write(data)
 
 
 def read_tensor_file(path, form):

@@ -103,7 +103,7 @@ function ask(record, why) {
 async function answer(event) {
   event.preventDefault();
   const leads = by("unsaid-leads").value.split(",").map((name) => name.trim()).filter(Boolean), { id } = shown;
-  const said = { fs: Number(by("unsaid-fs").value) || null, unit: by("unsaid-unit").value || null, leads: leads.length ? leads : null };
+  const said = { fs: Number(by("unsaid-fs").value) || null, unit: by("unsaid-unit").value || null, leads: leads.length ? leads : null, others: by("unsaid-others").checked };
   if (await trying(() => post(`/api/records/${id}/said`, said))) await open(id);
 }
 

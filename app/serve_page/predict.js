@@ -169,16 +169,17 @@ export class Predict {
   }
 
   async why() {
-    if (!this.found) return;
+    const scores = this.found;
+    if (!scores) return;
     const record = this.record(), { view } = this, { lead } = view, target = this.target;
-    const middle = view.start + Math.min(view.seconds, view.longest) / 2, starts = this.found.start_s;
+    const middle = view.start + Math.min(view.seconds, view.longest) / 2, starts = scores.start_s;
     const start_s = starts.reduce((best, start) => Math.abs(start + 5 - middle) < Math.abs(best + 5 - middle) ? start : best, starts[0]);
     const found = await this.#doing("Taking patches out of the window ...", () =>
       post(`/api/records/${record.id}/saliency`, { model: this.model.id, lead: lead.number, start_s: Math.round(start_s), target }));
-    if (!found || record !== this.record() || lead !== view.lead || target !== this.target) return;
+    if (!found || scores !== this.found || target !== this.target) return;
     view.saliency = found;
     this.by("why-said").textContent = `Below the trace, ${clock(found.start_s)} to ${clock(found.start_s + 10)}: by how much the log-odds of `
-      + `${this.found.targets[target]} fall (blue) or rise (violet) when 0.2 s become a straight line (occlusion). It says what this score rests on, not what is wrong with a heart.`;
+      + `${scores.targets[target]} fall (blue) or rise (violet) when 0.2 s become a straight line (occlusion). It says what this score rests on, not what is wrong with a heart.`;
     this.redraw();
   }
 

@@ -1,5 +1,6 @@
 """The page's server as it runs: whom it refuses, what it bounds, what it leaves behind, and what it answers."""
 
+import csv
 import http.client
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 from urllib.parse import quote
 
@@ -431,6 +433,36 @@ def test_a_table_that_does_not_say_its_rate_is_opened_with_what_the_user_says(se
         server.json(f"/api/records/{key}/said", "POST", {"fs": 250, "unit": unit})
         tile = np.frombuffer(server.ask(f"/api/records/{key}/tiles/0/0?leads=1")[2], "<f4")
         np.testing.assert_allclose(tile, mv_TL[:, 1] * factor, rtol=1e-6)
+
+
+def test_what_is_said_of_one_file_goes_for_the_others_of_its_folder_where_that_is_wished(server):
+    text = "".join(f"{1000 * value:.3f}\n" for value in np.random.default_rng(4).standard_normal(3000)).encode()
+    batches = [server.json("/api/batches", "POST")["batch"] for _ in range(2)]
+    for batch in batches:
+        for name in ("a.csv", "b.csv"):
+            assert server.send(batch, name, text) == 200
+    (first, second), (apart, _) = (server.json(f"/api/batches/{batch}/records", "POST") for batch in batches)
+    wish = {"fs": 250, "unit": "uV", "leads": ["II"]}
+    server.json(f"/api/records/{first}/said", "POST", wish)
+    assert server.ask(f"/api/records/{second}")[0] == 422
+    server.json(f"/api/records/{first}/said", "POST", {**wish, "others": True})
+    (lead,) = server.json(f"/api/records/{second}")["leads"]
+    assert (lead["name"], lead["fs"]) == ("II", 250)
+    assert server.ask(f"/api/records/{apart}")[0] == 422
+    (shipped, *_) = server.json("/api/models")
+    made = server.result(f"/api/models/{shipped['id']}/folder", {"batch": batches[0]})
+    rows = csv.DictReader(server.ask(f"/api/made/{made}")[2].decode().splitlines())
+    assert {row["record"] for row in rows if row["N"]} == {"a", "b"}
+    choices = {
+        "model": "resnet", "train": "scratch", "head": "multilabel", "lead": "", "epochs": 2, "batch_size": 16,
+        "learning_rate": 0.001, "seed": 0, "val_fraction": 0.1, "test_fraction": 0.2, "labels": "/labels.csv",
+    }  # fmt: skip
+    configs = [
+        tomllib.loads(server.json("/api/trainings/config", "POST", {**choices, "recordings": batch})["config"])
+        for batch in batches
+    ]
+    said = {"fs": 250, "unit": "uV", "lead_names": ["II"]}
+    assert configs[0]["cohort"] == {**configs[1]["cohort"], **said}
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_a_computation_that_nobody_waits_for_ends_at_its_next_step(records, tmp_
 
     models = Models(tmp_path)
     with pytest.raises(Ended):
-        models.score_folder(models.listed()[0]["id"], records, watch=end_after)
+        models.score_folder(models.listed()[0]["id"], records, {}, watch=end_after)
     assert watch.share == 0.5
     assert [*tmp_path.iterdir()] == []
 

@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -24,12 +25,12 @@ from .test_server import Running
 DATA = {"path": str(DEMO / "records"), "labels": str(DEMO / "labels.csv"), "seed": 3, "val_fraction": 0.2,
         "test_fraction": 0.3}  # fmt: skip
 CHOICES = {"model": "resnet", "train": "scratch", "head": "multilabel", "lead": "", "epochs": 2, "batch_size": 16,
-           "learning_rate": 0.001}  # fmt: skip
+           "learning_rate": 0.001, "said": {}}  # fmt: skip
 
 
 def test_the_counts_are_those_of_the_cohort_stage(tmp_path):
     config = write_small_config(tmp_path)
-    found = look(DEMO / "records", tmp_path / "labels.csv", seed=3, val_fraction=0.2, test_fraction=0.3)
+    found = look(DEMO / "records", tmp_path / "labels.csv", seed=3, val_fraction=0.2, test_fraction=0.3, said={})
     assert anyecg("cohort", config).returncode == 0
     cohort = open_cohort(tmp_path / "run" / "cohort")
     assert [list(line) for line in found["flow"]] == [list(line) for line in cohort.flow]
@@ -56,7 +57,7 @@ def test_the_counts_are_those_of_the_cohort_stage(tmp_path):
 )
 def test_the_head_that_suits_the_labels_is_proposed_and_what_is_left_out_is_named(tmp_path, head, rows):
     (tmp_path / "labels.csv").write_text(rows)
-    found = look(DEMO / "records", tmp_path / "labels.csv", seed=0, val_fraction=0, test_fraction=0.5)
+    found = look(DEMO / "records", tmp_path / "labels.csv", seed=0, val_fraction=0, test_fraction=0.5, said={})
     assert found["head"] == head
     if head == "regression":
         assert sorted(map(tuple, found["left_out"])) == [("A00022", "no label"), ("none", "no such record")]
@@ -236,7 +237,7 @@ def test_a_training_outlives_the_server_stops_when_asked_and_goes_on_where_it_wa
     wish = {**DATA, **CHOICES, "epochs": 5000, "labels": "", "labels_file": batch}
     config = server.json("/api/trainings/config", "POST", wish)["config"]
     # Steps are written one by one, so that the test sees the first.
-    config = config.replace("[finetune]\n", "[finetune]\nlog_every = 1\n")
+    config = config.replace("[finetune]\n", "[finetune]\nlog_every = 1\nvalidate_every = 1\n")
     assert server.json("/api/trainings", "POST", {"name": "mine", "config": config, "labels_file": batch})
     assert server.ask("/api/trainings/mine/resume", "POST", "{}")[0] == 422
     wait(server, steps_of)
@@ -245,6 +246,11 @@ def test_a_training_outlives_the_server_stops_when_asked_and_goes_on_where_it_wa
     (state,) = server.json("/api/trainings")["runs"]
     assert state["state"] == "running"
     first = stopped(server)
+    best = max(server.json("/api/trainings/mine")["lines"], key=lambda line: line.get("val_score", -math.inf))["step"]
+    (unfinished,) = (model for model in server.json("/api/models") if model["name"].startswith("mine"))
+    assert unfinished["name"] == f"mine (not finished, step {best})"
+    told = server.json(f"/api/models/{unfinished['id']}")
+    assert (told["targets"], told["results"]) == (["atrial_fibrillation", "other_rhythm", "noise"], {})
     server.json("/api/trainings/mine/resume", "POST", {})
     wait(server, lambda found: len(steps_of(found)) > len(first))
     second = stopped(server)
@@ -301,4 +307,4 @@ def test_what_is_no_run_and_what_is_no_data_is_one_line(start):
 
 def test_a_folder_of_recordings_that_is_none_is_refused(tmp_path):
     with pytest.raises(CohortError):
-        look(tmp_path / "none", DEMO / "labels.csv", seed=0, val_fraction=0.1, test_fraction=0.1)
+        look(tmp_path / "none", DEMO / "labels.csv", seed=0, val_fraction=0.1, test_fraction=0.1, said={})

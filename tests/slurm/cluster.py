@@ -159,13 +159,15 @@ class Cluster:
     def stop(self):
         """End all that was started, jobs too."""
         self.said("scancel", "--me")
-        for process in (*self._slurmd.values(), *reversed(self._others)):
-            process.terminate()
-        for process in (*self._slurmd.values(), *self._others):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=20)
-            process.kill()
-            process.wait()
+        # A slurmd needs the controller, and that needs munged, until its end.
+        for together in (self._slurmd.values(), *([process] for process in reversed(self._others))):
+            for process in together:
+                process.terminate()
+            for process in together:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=20)
+                process.kill()
+                process.wait()
         ours = (self.environment["SLURM_CONF"], *(f"{self.root}/{name}" for name in self.nodes))
         self._kill(lambda found: found.get("SLURM_CONF") in ours or found.get("ANYECG_TEST_NODE") in ours)
 

@@ -131,11 +131,12 @@ def test_a_script_without_srun_starts_ranks_of_its_own(runs, tmp_path):
     script = tmp_path / "script"
     command = f"{sys.executable} -m anyecg.app.cli profile {runs.calm.config} --seconds 1 --out {tmp_path}/profile"
     script.write_text(f"#!/bin/bash\n{command}\n")
-    done = subprocess.run(
-        ["sbatch", "--wait", "--mem=3000", "--constraint=calm", f"--output={tmp_path}/log", script],
-        env=runs.calm.cluster.environment, check=False, timeout=200, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 0, (tmp_path / "log").read_text()
+    cluster = runs.calm.cluster
+    job = cluster.said(
+        "sbatch", "--parsable", "--mem=3000", "--constraint=calm", f"--output={tmp_path}/log", str(script)
+    ).strip()  # fmt: skip
+    cluster.wait(lambda: cluster.said("squeue", "-h", "-j", job, "-t", "CD,F,TO,CA,NF,OOM"), "its end", seconds=200)
+    assert "COMPLETED" in cluster.said("scontrol", "show", "job", job), (tmp_path / "log").read_text()
     machines = json.loads((tmp_path / "profile/profile.json").read_text())["machine"]
     assert sum(machine["ranks"] for machine in machines) == 2
 
