@@ -1,6 +1,8 @@
 """The same batches without DALI: a plain torch DataLoader, for machines that do not have it."""
 
+import atexit
 import itertools
+import os
 import time
 from collections.abc import Iterator
 
@@ -42,6 +44,11 @@ class _Blocks(Dataset):
             return cause
 
 
+def _leave_at_once(_):
+    # A spawned worker would take its interpreter apart while a thread of it still hands over a batch, and abort.
+    atexit.register(os._exit, 0)
+
+
 class TorchBatches:
     """Batches of a source through a torch DataLoader; scaled, augmented and standardised in torch on the device.
 
@@ -71,7 +78,7 @@ class TorchBatches:
         if workers:
             options = {
                 "prefetch_factor": prefetch, "multiprocessing_context": start_method, "pin_memory": on_gpu,
-                "timeout": SECONDS_WITHOUT_A_BATCH,
+                "timeout": SECONDS_WITHOUT_A_BATCH, "worker_init_fn": _leave_at_once,
             }  # fmt: skip
             blocks = _Blocks(source)
         else:

@@ -11,7 +11,7 @@ from anyecg.loaders.errors import ShardError
 from anyecg.loaders.index import write_index
 from anyecg.loaders.plain import TorchBatches
 from anyecg.loaders.shard_file import describe_shard
-from anyecg.loaders.source import PairSource, WindowSource
+from anyecg.loaders.source import Block, PairSource, WindowSource
 from anyecg.loaders.stream import batch, open_index
 from anyecg.loaders.stream_config import StreamConfig
 
@@ -102,6 +102,25 @@ def test_worker_processes_give_the_batches_of_none(tiny_index, packed_index, sta
     command = [sys.executable, "-W", "ignore", "-c", STARTED, str(index.folder), start_method]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+class Large:
+    """A source of blocks that take long to hand over."""
+
+    config, fs = StreamConfig(), 500.0
+
+    def __call__(self, _):
+        return Block(np.zeros((2000, 1, 5000), np.int16), *[np.zeros(2000, np.float32)] * 3, 2000, 0)
+
+
+def test_workers_that_are_ended_while_they_hand_over_a_batch_end_in_order():
+    batches = TorchBatches(Large(), workers=2, prefetch=4)
+    workers = batches._blocks._workers
+    next(batches._blocks)
+    batches.close()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
