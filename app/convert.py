@@ -13,6 +13,10 @@ from anyecg.loaders.records import open_recording
 
 FORMATS = ("wfdb", "edf", "hdf5", "csv")
 SUFFIX = {"wfdb": ".hea", "edf": ".edf", "hdf5": ".h5", "csv": ".csv"}
+# WFDB headers hold no greater one; 1 pV a count.
+_MOST_GAIN = 1e9
+# The years that an EDF header can tell apart.
+_EDF_YEARS = range(1985, 2085)
 # Counts a mV that devices use: 1, 2, 2.5, 5, 1.25, 4.88, 3.75 uV a count and so on.
 _GAINS = (1000.0, 200.0, 400.0, 500.0, 204.8, 800.0, 250.0, 100.0, 2000.0, 1e4, 1e5, 320.0, 1024.0, 4096.0, 1e6)
 
@@ -49,6 +53,8 @@ def convert(path, out, form, *, with_patient=False, chosen=None, **options):
     records, names = [records[place] for place in places], [opened.leads[place] for place in places]
     if out.is_dir():
         raise RecordError(f"{out}: a folder; give the path of the file to write")
+    if out.exists() and Path(path).exists() and out.samefile(path):
+        raise RecordError(f"{out}: the recording itself; write to another file")
     if form != "edf" and len({(record.fs, record.n_samples) for record in records}) > 1:
         raise RecordError(f"{path}: leads of several rates or lengths; choose some with --leads, or write EDF")
     mv = [record.read() for record in records]
@@ -73,7 +79,7 @@ def find_gain(value_T, most):
         if largest * gain <= most and np.array_equal((count_T * (1 / gain)).astype(np.float32),
                                                      finite_T.astype(np.float32)):  # fmt: skip
             return gain, True
-    return (most / largest if largest else 1000.0), False
+    return min(most / largest if largest else 1000.0, _MOST_GAIN), False
 
 
 def _write_wfdb(out, names, rates, mv, about):
@@ -134,13 +140,17 @@ def _write_edf(out, names, rates, mv, about):
         gain, exact = find_gain(mv_T, 2**15 - 1)
         top, most = _range(gain, largest) if exact else (None, 0)
         if top is None:
-            top, most = _above(largest), 2**15 - 1
+            # A range below 1 uV has no text of eight characters.
+            top, most = _above(max(largest, 1e-3)), 2**15 - 1
             notes.append(f"lead {lead}: rounded to {1e3 * top / (2**15 - 1):.3g} uV")
         signals.append(
             edfio.EdfSignal(mv_T.astype(np.float64), fs, label=_label(lead), physical_dimension="mV",
                             physical_range=(-top, top), digital_range=(-most, most))
         )  # fmt: skip
     start, patient = about["start"], about["patient"]
+    if start and start.year not in _EDF_YEARS:
+        notes.append(f"start {start.isoformat()} left out: EDF holds the years {_EDF_YEARS[0]} to {_EDF_YEARS[-1]}")
+        start = None
     person = edfio.Patient(
         code=_word(patient.get("patient_id")), sex=_sex(patient.get("sex")), name=_word(_name_of(patient))
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """``anyecg inspect``: what a recording is, told and drawn, as text or as a PNG on ECG paper."""
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def inspect_file(path, *, as_json=False, png=None, start=0.0, seconds=10.0, chos
         raise RecordError(f"{path}: {cause}") from None
     if not 0 < seconds <= _MOST_SECONDS:
         raise AnyECGError(f"--seconds {seconds:g}; wanted more than 0, at most {_MOST_SECONDS:g}")
+    if not math.isfinite(start):
+        raise AnyECGError(f"--start {start:g}; wanted a time in the recording, in s")
     found = _found(path, by_name, opened, with_patient)
     if png is not None:
         draw_png(png, _cut(path, by_name, start, seconds), start, title=_title(path, found))

@@ -18,7 +18,7 @@ _RATE = ("fs", "sampling_rate", "sampling_frequency", "sample_rate", "samplerate
 _LEADS = ("leads", "lead_names", "leadnames", "channels", "channel_names", "sig_name", "labels", "lead")
 _UNIT = ("unit", "units")
 _START = ("start", "start_time", "starttime", "base_datetime")
-_SIGNAL = ("signal", "signals", "ecg", "p_signal", "data", "val", "x")
+_SIGNAL = ("signal", "signals", "ecg", "p_signal", "data", "val")
 _TIME = re.compile(r"(?:elapsed )?(?:time|t|seconds|sec|ms)", re.IGNORECASE)
 _SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 _NUMBER = re.compile(r"(?:sample|index|sample[ _]?(?:number|interval|index|#)|n|)", re.IGNORECASE)
@@ -58,6 +58,8 @@ def _table(columns, said, units, kind, options):
             fs = fs or _rate_of_time(value_T, units.get(name) or ("ms" if name.lower() == "ms" else "s"))
         elif _NUMBER.fullmatch(name) and len(columns) > 1:
             notes.append(f"column {name!r} of sample numbers left out")
+        elif len(columns) > 1 and _only_rises(value_T):
+            notes.append(f"column {name[:40]!r} only rises, as time does; left out")
         else:
             leads[name] = value_T
     names = _names(options, list(leads))
@@ -67,6 +69,10 @@ def _table(columns, said, units, kind, options):
         for name, column in zip(names, leads, strict=True)
     ]
     return Recording(_FORMS[kind], found, start, {}, {}, notes)
+
+
+def _only_rises(value_T):
+    return len(value_T) >= 100 and bool((np.diff(value_T) > 0).all())
 
 
 def _names(options, found):
@@ -118,16 +124,27 @@ def _rate_of_time(time_T, unit):
     fs = (len(time_T) - 1) / (time_T[-1] - time_T[0])
     if np.abs(time_T - time_T[0] - np.arange(len(time_T)) / fs).max() * fs > 0.51:
         raise Unsaid("its column of time is not even; give the sampling rate, as in --fs 500")
-    # Times are often rounded to ms: a rate that is whole to 0.1 % of a Hz is that.
-    return round(fs) if abs(fs - round(fs)) < 1e-3 * max(1.0, fs / 1000) and round(fs) else fs
+    # Times are often rounded to ms, the first and the last too: a whole rate within that is meant.
+    rounded = np.abs(1e3 * time_T - np.round(1e3 * time_T)).max() < 1e-6
+    within = max(1e-3 * max(1.0, fs / 1000), fs * 1e-3 / (time_T[-1] - time_T[0]) if rounded else 0.0)
+    return round(fs) if abs(fs - round(fs)) < within and round(fs) else fs
 
 
 def _text(said, names):
     """Return what a file says under one of the names, as text; empty where it says nothing."""
     value = next((said[name] for name in names if name in said), "")
     if isinstance(value, np.ndarray):
-        value = "".join(map(str, value.reshape(-1)[:200])) if value.dtype.kind in "US" else ""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        parts = [_plain(one) for one in value.reshape(-1)[:200]] if value.dtype.kind in "USO" else []
+        value = parts[0] if len(set(parts)) == 1 else "".join(parts)
+    return _plain(value)
+
+
+def _units(said, n_leads):
+    """Return the unit of each lead that a file says: one for all, or a list."""
+    value = np.asarray(next((said[name] for name in _UNIT if name in said), ""))
+    if n_leads > 1 and value.size == n_leads and value.dtype.kind in "USO":
+        return [_plain(one).strip() for one in value.reshape(-1)]
+    return [_text(said, _UNIT)] * n_leads
 
 
 def _start(said):
@@ -148,22 +165,42 @@ def _read_text(file, kind, options):
     if delimiter == " ":
         body = re.sub(rb"[ \t]+", b" ", re.sub(rb"(?m)^[ \t]+|[ \t]+$", b"", body))
     columns = _parse_csv(body, delimiter, decimal)
-    labels = _split(names[0], delimiter) if names[0] else []
+    # A single column has no delimiter: a blank in its name is none.
+    alone = None if len(columns) == 1 else delimiter
+    labels = _split(names[0], alone) if names[0] else []
     if labels and len(labels) != len(columns):
         raise RecordError(f"{len(labels)} names above {len(columns)} columns")
     labels = labels or [f"column {place + 1}" for place in range(len(columns))]
-    below = _split(units, delimiter) if units else []
-    found, unit_of = {}, {}
-    for place, label in enumerate(labels):
-        match = _COLUMN.fullmatch(label)
-        name = match[1] if match else label
-        while name in found:
-            name += "'"
-        found[name] = columns[place]
-        unit_of[name] = match[2] if match else below[place] if place < len(below) else ""
+    below = _split(units, alone) if units else []
+    called = _parted(labels)
+    found = dict(zip(called, columns, strict=True))
+    unit_of = {
+        name: unit or (below[place] if place < len(below) else "") for place, (name, unit) in enumerate(called.items())
+    }
     said = dict(re.findall(r"(?m)^[#%]\s*([A-Za-z_ ]{1,40}?)\s*[=:]\s*(.{1,200}?)\s*$", comments))
     said = {name.lower().replace(" ", "_"): value for name, value in said.items()}
     return _table(found, said, unit_of, kind, options)
+
+
+def _parted(labels):
+    """Return {name: unit} of labels such as "II [mV]", in their order; a name that occurs again gets its number."""
+    found: dict[str, str] = {}
+    for label in labels:
+        match = _COLUMN.fullmatch(label)
+        name = first = match[1] if match else label
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{first}:{number}"
+        found[name] = match[2] if match else ""
+    return found
+
+
+def _decoded(line):
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
 
 
 def _head_of_text(data, options):
@@ -173,7 +210,7 @@ def _head_of_text(data, options):
     place = 0
     while True:
         end = data.find(b"\n", place)
-        line = data[place : end if end >= 0 else len(data)].decode("utf-8", "replace").strip()
+        line = _decoded(data[place : end if end >= 0 else len(data)]).strip()
         if not line or line.startswith(("#", "%")):
             comments.append(line)
         elif _is_above(line, above, options):
@@ -219,7 +256,8 @@ def _marks(body, line, options):
 
 
 def _split(line, delimiter):
-    fields = line.split() if delimiter == " " else line.split(delimiter)
+    """Return the fields of a line; all of it is one without a delimiter."""
+    fields = [line] if delimiter is None else line.split() if delimiter == " " else line.split(delimiter)
     return [field.strip().strip("'\"").strip()[:80] for field in fields]
 
 
@@ -273,10 +311,8 @@ def _read_parquet(file, kind, options):
         for key, value in (schema.metadata or {}).items()
         if len(value) < 1000
     }
-    split = {name: _COLUMN.fullmatch(name) for name in columns}
-    found = {(match[1] if match else name): columns[name] for name, match in split.items()}
-    units = {(match[1] if match else name): match[2] if match else "" for name, match in split.items()}
-    recording = _table(found, said, units, kind, options)
+    units = _parted(columns)
+    recording = _table(dict(zip(units, columns.values(), strict=True)), said, units, kind, options)
     recording.notes.extend(f"column {name[:40]!r} is no number, left out" for name in others[:10])
     return recording
 
@@ -324,23 +360,32 @@ def _read_hdf5(file, kind, options):
         said = _attributes(opened)
         for name, one in sets.items():
             if one.size <= MAX_LEADS and (_is_said(_last(name)) or _last(name).lower() in _RATE):
-                said[_last(name).lower()] = _small(one)
+                said |= {_last(name).lower(): _small(one)} if one.dtype.kind != "O" or _is_text(one) else {}
         signals = {
             name: one for name, one in sets.items() if one.dtype.kind in "iuf" and one.size > 1
             and not _is_said(_last(name))
         }  # fmt: skip
-        arrays = {}
+        arrays, own = {}, {}
         for name in _choose(signals, _FORMS[kind]):
             one = signals[name]
             if one.ndim > 2 or one.size > MAX_SAMPLES:
                 raise RecordError(f"{name[:80]}: shape {one.shape}; wanted at most two axes and {MAX_SAMPLES} samples")
-            said |= _attributes(one)
+            own[_last(name)] = _attributes(one)
             arrays[_last(name)] = one[...]
-    return _named(arrays, said, kind, options)
+    found = _named(arrays, said, kind, options, own=own)
+    found.notes.extend(_left_out(name for name in signals if _last(name) not in arrays))
+    return found
 
 
 def _last(name):
     return name.rpartition("/")[2]
+
+
+def _is_text(one):
+    import h5py
+
+    # MATLAB's cells are references to other sets.
+    return h5py.check_string_dtype(one.dtype) is not None
 
 
 def _small(one):
@@ -400,21 +445,40 @@ def _choose(arrays, what):
     """Return the names of the arrays that are the signal: those named as leads, or the one that is called so."""
     leads = [name for name in arrays if lead_name(_last(name)) in STANDARD_LEADS]
     if leads:
-        return leads
-    by_name = {_last(name).lower(): name for name in arrays}
+        return _once(leads)
+    by_name: dict[str, list[str]] = {}
+    for name in arrays:
+        by_name.setdefault(_last(name).lower(), []).append(name)
     named = next((by_name[name] for name in _SIGNAL if name in by_name), None)
     if named is not None:
-        return [named]
+        return _once(named)
     if len(arrays) != 1:
         held = ", ".join(list(arrays)[:10]) or "none"
         raise RecordError(f"which array of {what} is the signal? found {held[:200]}; call it 'signal'")
     return list(arrays)
 
 
-def _named(arrays, said, kind, options, left_out=()):
-    """Make a recording of named arrays: a table of leads, or one array a lead."""
+def _once(names):
+    """Return the names of arrays as they are; refuse several of one name, which are several recordings."""
+    if len({_last(name).lower() for name in names}) < len(names):
+        raise RecordError(f"several recordings: {', '.join(names[:10])[:200]}; wanted a file of one")
+    return names
+
+
+def _left_out(names):
+    return [f"array {name[:40]!r} left out" for name in list(names)[:10]]
+
+
+def _named(arrays, said, kind, options, left_out=(), own=None):
+    """Make a recording of named arrays: a table of leads, or one array a lead.
+
+    Parameters
+    ----------
+    own : dict, optional
+        What is said of one array alone, by its name.
+    """
     said = {name.lower(): value for name, value in said.items()}
-    if any(array.dtype.kind in "OV" for array in arrays.values()):
+    if any(array.dtype.kind in "OV" for name, array in arrays.items() if not _is_said(name)):
         raise RecordError("holds objects; wanted numbers")
     large = {
         name: array for name, array in arrays.items() if array.dtype.kind in "iufb" and array.size > 1
@@ -423,9 +487,9 @@ def _named(arrays, said, kind, options, left_out=()):
     if not large and left_out:
         raise RecordError(f"holds no array of numbers; found {', '.join(left_out)[:200]}")
     chosen = _choose(large, _FORMS[kind])
-    fs = _needed_rate(_in_turn(options, options.fs, _rate(said)))
-    unit = _unit(options, _text(said, _UNIT))
-    listed = _listed(said)
+    said_of = [said | (own or {}).get(name, {}) for name in chosen]
+    rates = [_needed_rate(_in_turn(options, options.fs, _rate(one))) for one in said_of]
+    listed = _listed(said_of[0])
     names = _in_turn(options, options.leads, listed)
     if len(chosen) > 1 or large[chosen[0]].ndim == 1:
         lines = {name: large[name] for name in chosen}
@@ -434,13 +498,19 @@ def _named(arrays, said, kind, options, left_out=()):
         takes_listed = len(chosen) == 1 and names is listed and names and len(names) == 1
         called = list(names) if takes_listed else _names(options, chosen)
         rows = list(lines.values())
+        units = [_units(one, len(rows))[place] for place, one in enumerate(said_of)]
     else:
         rows = list(_by_lead(large[chosen[0]], names))
         if names and len(names) != len(rows):
             raise RecordError(f"{len(names)} names of leads; found {len(rows)} leads")
         called = list(names) if names else [f"column {place + 1}" for place in range(len(rows))]
-    leads = [found_lead(name, fs, unit, row) for name, row in zip(called, rows, strict=True)]
-    return Recording(_FORMS[kind], leads, _start(said), {}, {}, [])
+        rates, units = rates * len(rows), _units(said_of[0], len(rows))
+    leads = [
+        found_lead(name, fs, _unit(options, unit), row)
+        for name, fs, unit, row in zip(called, rates, units, rows, strict=True)
+    ]
+    notes = _left_out(name for name in large if name not in chosen)
+    return Recording(_FORMS[kind], leads, _start(said_of[0]), {}, {}, notes)
 
 
 def _listed(said):

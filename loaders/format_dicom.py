@@ -164,8 +164,11 @@ def _start(data, seconds):
         if found:
             break
     whole, _, fraction = digits.partition(".")
+    # Minutes and seconds may be missing; strptime would take them from the digits before.
+    if not whole.isdigit() or len(whole) not in (10, 12, 14):
+        return None
     try:
-        moment = datetime.strptime(whole, "%Y%m%d%H%M%S")
+        moment = datetime.strptime(whole.ljust(14, "0"), "%Y%m%d%H%M%S")
         moment += timedelta(microseconds=int((fraction or "0")[:6].ljust(6, "0")), seconds=seconds)
         zone = zone or str(data.get("TimezoneOffsetFromUTC") or "")[1:]
         if not zone:

@@ -174,6 +174,8 @@ class Edf:
             return None
         days, months, years = map(int, found.groups())
         years += 1900 if years >= 85 else 2000
+        if self.form == "EDF+" and re.match(r"[Ss]tartdate X( |$)", recording):
+            return None
         full = re.match(r"Startdate (\d\d)-([A-Z]{3})-(\d{4})", recording.replace("startdate", "Startdate"))
         if full and self.form == "EDF+" and full[2] in _MONTHS:
             days, months, years = int(full[1]), _MONTHS.index(full[2]) + 1, int(full[3])
@@ -239,7 +241,12 @@ class Edf:
 
 
 def _text(field):
-    return field.decode("latin-1").strip().strip("\0").strip()
+    """Return a field as text: ASCII by the standard, but units are found in UTF-8 and in Latin-1."""
+    try:
+        text = field.decode()
+    except UnicodeDecodeError:
+        text = field.decode("latin-1")
+    return text.strip().strip("\0").strip()
 
 
 def _device(text, form):

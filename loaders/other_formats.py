@@ -71,6 +71,9 @@ def other_names(root, folder, stem=None, *, names=None, any_table=False):
 def _is_record(root, folder, name, any_table):
     try:
         path, n_bytes = inside(root, folder, name, name)
+        if n_bytes > 0 and not os.access(path, os.R_OK):
+            # What it is cannot be told; one that is left out unsaid would be worse than one that is no recording.
+            return True
         head = read_head(path, name) if n_bytes > 0 else b""
     except RecordError:
         return False
