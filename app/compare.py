@@ -46,9 +46,10 @@ def compare_runs(names, *, level, horizon_min, out):
     config, index = load_config(folders[0] / "config.toml"), open_index(folders[0] / "shards")
     for folder in folders:
         if index_of(folder / "scores.h5") != index.hash:
+            other = _differing(config, load_config(folder / "config.toml"))
             raise ModelError(
-                f"{folder}: its scores are of other shards than those of {folders[0]}; compare runs of one cohort with "
-                "the same [cohort], [shard] and seed"
+                f"{folder}: its scores are of other shards than those of {folders[0]}{other}; compare runs of one "
+                "cohort with the same [cohort], [shard] and seed"
             )
     models = [
         Compared(name, read_scores(folder / "scores.h5", index), of_model)
@@ -63,6 +64,16 @@ def compare_runs(names, *, level, horizon_min, out):
     write_table(out, rows, COLUMNS)
     write_document(out.with_suffix(".json"), "anyecg-comparison", document)
     return comparison_text(document, rows)
+
+
+def _differing(config, other):
+    """Return the keys that make shards in which two configs differ, with what stands there."""
+    found = [("seed", config.seed, other.seed)]
+    for section in ("cohort", "shard"):
+        one, two = getattr(config, section).model_dump(), getattr(other, section).model_dump()
+        found += [(f"{section}.{key}", one[key], two[key]) for key in one if key != "ranks"]
+    differing = ", ".join(f"{key}: {second!r} and {first!r}" for key, first, second in found if first != second)
+    return f" ({differing})" if differing else ""
 
 
 def _folder_and_level(name, level):

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from anyecg.app.server_guard import Guard, TooLarge, TooSlow, chunks_of
 from anyecg.app.server_models import Models
 from anyecg.app.server_progress import Watch, lines, said_of
-from anyecg.app.server_records import Library, NotThere
+from anyecg.app.server_records import Library, NotThere, refused
 from anyecg.app.server_requests import Refused, read_json, text_of, whole_of
 from anyecg.app.server_training import TrainingRoutes
 from anyecg.loaders.errors import AnyECGError, Unsaid
@@ -160,9 +160,8 @@ class Server:
         return JSONResponse(await self.read(self.library.windows, request.path_params["key"], lead))
 
     async def beats(self, request):
-        """Give the R peaks of a part of a lead."""
-        found = await self.read(self.library.beats, request.path_params["key"], *_part(request))
-        return JSONResponse(found.tolist())
+        """Give the R peaks of a part of a lead, by its stretches without a gap."""
+        return JSONResponse(await self.read(self.library.beats, request.path_params["key"], *_part(request)))
 
     async def median(self, request):
         """Give the median beat of a part of a record."""
@@ -191,7 +190,13 @@ class Server:
             raise Refused(503, f"{_UPLOADS} uploads are under way; wait for one to end")
         if self._batches[key] >= _MOST_FILES:
             raise Refused(413, f"more than {_MOST_FILES} files")
-        path = safe_path(self.private / key, unquote(request.headers.get("x-name", ""), errors="replace"))
+        try:
+            path = safe_path(self.private / key, unquote(request.headers.get("x-name", ""), errors="replace"))
+        except Refused:
+            # A browser that is still sending would not read the answer.
+            async for _ in chunks_of(request, limit=self.most_bytes - self.n_bytes):
+                pass
+            raise
         self._uploading += 1
         self._batches[key] += 1
         try:
@@ -226,8 +231,10 @@ class Server:
         return taken
 
     async def batch_records(self, request):
-        """Take in the records of a batch."""
-        return JSONResponse(await self.read(self.library.add, self.private / self._batch(request)))
+        """Take in the records of a batch; where there are none, say what its files are."""
+        folder = self.private / self._batch(request)
+        ids = await self.read(self.library.add, folder)
+        return JSONResponse({"ids": ids, "refused": [] if ids else await self.read(refused, folder)})
 
     async def batch_models(self, request):
         """Take in the models of a batch, each of them checked."""
@@ -290,7 +297,9 @@ def _known(models, key):
 
 def _said(wish):
     """Return what a user says of a file of plain numbers, as options of ``open_record``."""
-    fs, unit, leads = (wish.get(name) for name in ("fs", "unit", "leads"))
+    fs, unit, leads, delimiter, decimal, header = (
+        wish.get(name) for name in ("fs", "unit", "leads", "delimiter", "decimal", "header")
+    )
     if fs is not None and (isinstance(fs, bool) or not isinstance(fs, (int, float)) or not 0 < fs < 1e6):
         raise Refused(400, "wanted the sampling rate in Hz, above 0")
     if unit not in (None, "nV", "uV", "mV", "V"):
@@ -300,7 +309,12 @@ def _said(wish):
         and all(isinstance(name, str) and 0 < len(name) <= 80 and name.isprintable() for name in leads)
     ):  # fmt: skip
         raise Refused(400, f"wanted names of leads: 1 to {MAX_LEADS}, each of 1 to 80 letters")
-    said = {"fs": fs, "unit": unit, "leads": leads and tuple(leads)}
+    if delimiter not in (None, ",", ";", "\t", " ") or decimal not in (None, ".", ","):
+        raise Refused(400, "wanted comma, semicolon, tab or blank between columns, and '.' or ',' as decimal mark")
+    if header not in (None, True, False):
+        raise Refused(400, "wanted true or false: whether the first line names the columns")
+    said = {"fs": fs, "unit": unit, "leads": leads and tuple(leads), "delimiter": delimiter, "decimal": decimal,
+            "header": header}  # fmt: skip
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -15,6 +15,7 @@ from anyecg.loaders.records import Record
 from anyecg.loaders.windows import find_leads, store_leads
 
 SHIPPED = "Rhythm of one lead (shipped)"
+SHIPPED_TARGETS = {"N": "normal rhythm", "A": "atrial fibrillation", "O": "other rhythm", "~": "too noisy to tell"}
 # A patch that is taken out of a window to see what the score loses; models that stay open.
 PATCH_SECONDS = 0.2
 _MOST_OPEN, _MOST_CSV_BYTES = 3, 1 << 30
@@ -154,8 +155,10 @@ class Models:
             "windows_per_sample",
             "n_parameters",
             "code_version",
+            "from_weights",
         )
-        return {"id": key, **{name: card.get(name) for name in kept}, "results": self._results(key)}
+        found = {"id": key, **{name: card.get(name) for name in kept}, "results": self._results(key)}
+        return found | ({"meanings": SHIPPED_TARGETS} if self._paths[key][0] == SHIPPED else {})
 
     def _results(self, key):
         """Return the rows of the run's results, by target; none for a model without them, or of another one.

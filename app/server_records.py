@@ -10,9 +10,10 @@ import numpy as np
 
 from anyecg.kernels.beats import MIN_FS, heart_features, median_beat, r_peaks
 from anyecg.kernels.extremes import extremes, halved
-from anyecg.kernels.segment import FLAG_NAMES, GAP_FILLED, PADDED, fill_gaps, grid, quality_at
+from anyecg.kernels.segment import FLAG_NAMES, GAP_FILLED, NO_BEAT, PADDED, fill_gaps, grid, quality_at
 from anyecg.loaders.errors import AnyECGError, RecordError, Unsaid
 from anyecg.loaders.lead_names import plain_options
+from anyecg.loaders.other_formats import kind_of
 from anyecg.loaders.records import find_files, open_record
 from anyecg.loaders.shard_config import SECONDS
 
@@ -20,6 +21,9 @@ from anyecg.loaders.shard_config import SECONDS
 TILE, KEPT, _BLOCK = 4096, 6, 1 << 20
 _MOST_LEADS, _MOST_KEPT_BYTES, _MOST_BEAT_SECONDS = 64, 400 << 20, 3600
 _WINDOWS = 180
+_MOST_REFUSED = 20
+# What a flag means to who looks at an ECG.
+_SAID_OF_FLAGS = FLAG_NAMES | {NO_BEAT: "no beat stands out", PADDED: "shorter than 10 s"}
 
 
 class NotThere(AnyECGError):
@@ -169,6 +173,7 @@ class Library:
             "id": key,
             "name": self._entry(key).name,
             "said": self._entry(key).place.options,
+            "start": next((lead.start.isoformat() for lead in leads.values() if lead.start), None),
             "seconds": max((lead.n_samples / lead.fs for lead in leads.values()), default=0),
             "leads": [
                 {"number": number, "name": names[number], "fs": lead.fs, "n_samples": lead.n_samples}
@@ -250,13 +255,13 @@ class Library:
             "seconds": SECONDS,
             "rate": [None if np.isnan(rate) else round(float(rate), 1) for rate in rate_W],
             "flags": np.concatenate(flags).tolist(),
-            "names": {str(flag): name for flag, name in FLAG_NAMES.items()},
+            "names": {str(flag): name for flag, name in _SAID_OF_FLAGS.items()},
         }
 
     def beats(self, key, number, start, stop):
-        """Return the samples of R peaks of a lead between two samples, at most an hour apart, int64."""
+        """Return the samples of R peaks of a lead between two samples, at most an hour apart: a list a stretch."""
         record, signal = self._part(key, number, start, stop)
-        return start + _beats(signal, record.fs)
+        return [(start + r_M).tolist() for r_M in _beats(signal, record.fs) if len(r_M)]
 
     def median(self, key, number, start, stop):
         """Return the median beat of all leads of one rate, its beats found in one lead.
@@ -267,7 +272,7 @@ class Library:
             ``fs``, ``before`` (samples before the R peak), ``n_beats``, and ``leads``: name and mV of each.
         """
         record, signal = self._part(key, number, start, stop)
-        r_M = _beats(signal, record.fs)
+        r_M = np.concatenate([*_beats(signal, record.fs), np.empty(0, np.int64)])
         names, leads, _ = self._entry(key).leads()
         found = []
         for other, lead in leads.items():
@@ -299,10 +304,23 @@ def _rates(signal, start_W, n_in, fs):
 
 
 def _beats(signal, fs):
-    """Return R peaks of a signal with gaps: each stretch between two long gaps by itself."""
+    """Return the R peaks of each stretch of a signal between two long gaps, by itself."""
     if not MIN_FS <= fs < 100_000:
         raise RecordError(f"beats need at least {MIN_FS} Hz; found {fs:g} Hz")
     signal, _ = fill_gaps(signal, fs=fs)
     edges = np.flatnonzero(np.diff(np.isfinite(signal), prepend=False, append=False))
-    found = [first + r_peaks(signal[first:last], fs) for first, last in edges.reshape(-1, 2)]
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+    return [first + r_peaks(signal[first:last], fs) for first, last in edges.reshape(-1, 2)]
+
+
+def refused(folder):
+    """Return why the files of a folder are no recordings, a line each, at most 20."""
+    lines = []
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        try:
+            kind = kind_of(path, path.name)
+            lines.append(f"{path.name}: {kind}, but no recording by itself")
+        except RecordError as cause:
+            lines.append(str(cause).partition("; wanted")[0])
+        if len(lines) == _MOST_REFUSED:
+            break
+    return lines

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from anyecg.app.server_guard import HEADERS
 from anyecg.app.server_requests import Refused, read_json, text_of, whole_of
-from anyecg.app.trainings import LABELS, RECORDINGS, START, Trainings, config_text, look
+from anyecg.app.trainings import LABELS, RECORDINGS, START, Trainings, config_text, leads_of, look
 
 # A report has scripts of its own: it runs apart from the page, without its token, its storage or any network.
 REPORT_POLICY = (
@@ -56,9 +56,19 @@ class TrainingRoutes:
     async def look(self, request):
         """Count what recordings and labels would make."""
         wish = await read_json(request)
-        path, labels = self._uploaded(wish, RECORDINGS) or text_of(wish, "path"), self._uploaded(wish, "labels_file")
-        labels = labels or text_of(wish, "labels")
-        return JSONResponse(await self._server.read(_look, path, labels, wish, self._server.library.shared(path)))
+        path = self._uploaded(wish, RECORDINGS) or _absolute(text_of(wish, "path"))
+        labels = self._uploaded(wish, "labels_file") or _absolute(text_of(wish, "labels"))
+        card, leads = await self._card(wish), leads_of(text_of(wish, "lead"))
+        if card is not None:
+            leads = [lead for lead in card["leads"] if lead != "first"]
+        said = self._server.library.shared(path)
+        return JSONResponse(await self._server.read(_look, path, labels, wish, said, leads))
+
+    async def _card(self, wish):
+        """Return the card of the model to start from, None where there is none."""
+        if not wish.get("start"):
+            return None
+        return await self._server.compute(self._server.models.describe, text_of(wish, "start"))
 
     def _uploaded(self, wish, name):
         """Return the folder of dropped recordings, or the one file of a batch; None where no batch is named."""
@@ -76,10 +86,9 @@ class TrainingRoutes:
     async def config(self, request):
         """Make the config of the page's choices."""
         wish = await read_json(request)
-        model, card, weights = wish.get("start", ""), None, ""
-        if model:
-            card = await self._server.compute(self._server.models.describe, text_of(wish, "start"))
-            start = self._server.models.path(model)
+        card, weights = await self._card(wish), ""
+        if card is not None:
+            start = self._server.models.path(wish["start"])
             weights = START if start.is_file() else str(start.resolve())
         path = self._uploaded(wish, RECORDINGS) or _absolute(text_of(wish, "path"))
         chosen = {
@@ -150,10 +159,10 @@ class TrainingRoutes:
         return Response(data, headers=headers)
 
 
-def _look(path, labels, wish, said):
+def _look(path, labels, wish, said, leads):
     return look(
         path, labels, seed=whole_of(wish, "seed"), val_fraction=_share(wish, "val_fraction"),
-        test_fraction=_share(wish, "test_fraction"), said=said,
+        test_fraction=_share(wish, "test_fraction"), said=said, leads=leads,
     )  # fmt: skip
 
 

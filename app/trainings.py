@@ -8,14 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import tomli_w
 
 from anyecg.app.config import load_config
 from anyecg.app.run import CHAIN
-from anyecg.loaders.errors import AnyECGError, ConfigError
+from anyecg.loaders.errors import AnyECGError, CohortError, ConfigError
 from anyecg.loaders.files import write_text
+from anyecg.loaders.lead_names import find_lead
+from anyecg.loaders.records import find_files, open_record
 from anyecg.loaders.splits import SPLITS
 from anyecg.slurm.status import figures
 
@@ -25,16 +28,17 @@ _OUTPUTS = dict(zip(CHAIN, (
     "cohort/cohort.json", "shards/index.json", "model/card.json", "scores.h5", "results.json", "report.html",
 ), strict=True))  # fmt: skip
 _STARTED = b"started by the page\n"
-_MOST_LINES, _MOST_TAIL = 2 << 20, 64 << 10
+_MOST_LINES, _MOST_TAIL, _MOST_OPENED = 2 << 20, 64 << 10, 200
 RECORDINGS, LABELS, START = "recordings", "labels.csv", "start.safetensors"
 
 
 def cohort_of(said):
     """Return what is said of a folder's files of plain numbers as keys of [cohort]."""
-    return {("lead_names" if name == "leads" else name): value for name, value in said.items()}
+    keys = {("lead_names" if name == "leads" else name): value for name, value in said.items()}
+    return keys | ({"header": "yes" if keys["header"] else "no"} if "header" in keys else {})
 
 
-def look(path, labels, *, seed, val_fraction, test_fraction, said):
+def look(path, labels, *, seed, val_fraction, test_fraction, said, leads=()):
     """Say what recordings and labels would make: the cohort stage's own counts.
 
     Parameters
@@ -44,21 +48,24 @@ def look(path, labels, *, seed, val_fraction, test_fraction, said):
     seed : int
     val_fraction, test_fraction : float
     said : dict
-        What files of plain numbers do not say: ``fs``, ``unit``, ``leads``.
+        What files of plain numbers do not say: options of ``open_record``.
+    leads : sequence of str
+        That the training takes; none for the first one.
 
     Returns
     -------
     dict
         ``flow`` (what, count), ``left_out`` (record, reason; at most 100), ``splits`` (recordings and patients of
         each), ``patients_with_several`` recordings, ``patients_in_two_splits``, ``targets`` (by split: positive,
-        negative, not measured), ``values`` (by split: measured), ``head`` (which suits the labels).
+        negative, not measured), ``values`` (by split: measured), ``head`` (which suits the labels), ``lacking``: what
+        the recordings lack of the leads, or empty.
 
     Raises
     ------
     AnyECGError
-        No such folder or CSV, shares that leave nobody to train on.
+        No such folder or CSV, shares that leave nobody to train on, labels of which none is of a recording there.
     """
-    from anyecg.loaders.cohort import build_cohort
+    from anyecg.loaders.cohort import build_cohort, describe_flow
 
     cohort_config = _checked({
         "cohort": {
@@ -68,6 +75,8 @@ def look(path, labels, *, seed, val_fraction, test_fraction, said):
         "seed": seed,
     }).cohort  # fmt: skip
     cohort = build_cohort(cohort_config, seed=seed)
+    if not cohort.records.height:
+        raise CohortError(f"no recording with a label: {describe_flow(cohort.flow)}{_names(cohort)}")
     split_V = cohort.visits["split"].to_numpy()
     patients = cohort.visits["patient"]
     split_D = split_V[cohort.draws["visit_row"].to_numpy()]
@@ -99,7 +108,30 @@ def look(path, labels, *, seed, val_fraction, test_fraction, said):
             for name in cohort.components
         ],
         "head": "exclusive" if exclusive else "multilabel" if cohort.targets else "regression",
+        "lacking": _lacking(cohort, leads),
     }  # fmt: skip
+
+
+def _names(cohort):
+    """Return, of labels that name no recording, one that they name and some that the folder holds."""
+    asked = next((name for name, reason in cohort.quarantine.iter_rows() if reason == "no such record"), None)
+    held = list(islice(find_files(cohort.root), 3))
+    return f" (asked for {asked!r}; there are {', '.join(map(repr, held))})" if asked is not None and held else ""
+
+
+def _lacking(cohort, leads):
+    """Return what the first recordings lack of some leads, as text."""
+    files = cohort.records["path"].head(_MOST_OPENED)
+    if not leads:
+        return ""
+    without = []
+    for file in files:
+        held = open_record(cohort.root / file, root=cohort.root, **cohort.options).leads
+        without += [held] if any(not find_lead(lead, held) for lead in leads) else []
+    if not without:
+        return ""
+    wanted, held = ", ".join(leads), ", ".join(without[0])
+    return f"{len(without)} of the first {len(files)} recordings lack a lead of {wanted}: one holds {held}"
 
 
 def config_text(wish, card=None, weights=""):
@@ -125,14 +157,14 @@ def config_text(wish, card=None, weights=""):
         raise ConfigError("a model to start from was chosen, and training from scratch; choose one of them")
     if fresh and wish["train"] != "scratch":
         raise ConfigError(f"train = {wish['train']!r} wants a model to start from; choose one, or train from scratch")
-    n_cores = len(os.sched_getaffinity(0))
+    n_cores, leads = len(os.sched_getaffinity(0)), leads_of(wish["lead"])
     tree = {
         "folder": ".",
         "seed": wish["seed"],
         "cohort": {"path": wish["path"], "labels": wish["labels"],
                    "val_fraction": wish["val_fraction"], "test_fraction": wish["test_fraction"],
                    **cohort_of(wish["said"])},
-        "shard": {"lead": _leads(wish["lead"]), "pad_short": True, "ranks": min(2, n_cores)},
+        "shard": {"lead": leads if len(leads) > 1 else "".join(leads), "pad_short": True, "ranks": min(2, n_cores)},
         "stream": {"pool_runs": 64},
         "finetune": {
             "model": wish["model"], "head": wish["head"], "epochs": wish["epochs"], "batch_size": wish["batch_size"],
@@ -151,10 +183,9 @@ def config_text(wish, card=None, weights=""):
     return said + tomli_w.dumps(tree)
 
 
-def _leads(text):
-    """Return one name of a lead, or several that commas part as a list."""
-    names = [name.strip() for name in text.split(",")]
-    return names if len(names) > 1 else names[0]
+def leads_of(text):
+    """Return the names of leads that commas part."""
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def _checked(tree):
@@ -391,6 +422,7 @@ def _ending(folder):
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if line.startswith("anyecg ")), "")
     if said:
+        said = said.replace("run the same command again", "press Resume")
         return "stopped" if "asked to stop by signal" in said or "ended by signal" in said else "failed", said
     if "Traceback (most recent call last)" in text:
         return "failed", f"a fault of AnyECG-Lab, not of yours: {lines[-1]} ({folder}/log/run.log)"

@@ -59,7 +59,11 @@ def _read_text(path):
     if not path.is_file():
         raise CohortError(f"{path}: no such file; give the CSV of labels as 'labels' in [cohort]")
     try:
-        table = pl.read_csv(path, infer_schema=False).fill_null("")
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.readline()
+        # Spreadsheets of some countries write semicolons.
+        separator = ";" if ";" in head and "," not in head else ","
+        table = pl.read_csv(path, infer_schema=False, separator=separator).fill_null("")
     except (pl.exceptions.PolarsError, OSError, UnicodeError) as cause:
         raise CohortError(f"{path}: not a CSV ({str(cause).splitlines()[0]})") from None
     names = [name.strip() for name in table.columns]

@@ -19,7 +19,7 @@ export async function ask(path, options = {}) {
     const text = await answer.text();
     let said = { error: text };
     try { said = JSON.parse(text); } catch { /* plain text */ }
-    throw Object.assign(new Error(said.error), { unsaid: said.unsaid });
+    throw Object.assign(new Error(said.error), { unsaid: said.unsaid, status: answer.status });
   }
   return answer;
 }
@@ -60,14 +60,21 @@ export async function save(name, path, options) {
 }
 
 // Sends files that belong together, then, unless that is null, asks what is among them; says how far it is, from 0 to 1.
+// A file that the server refuses for its name is left out, and named with the reason.
 export async function send(files, progress, what = "records") {
   const { batch } = await post("/api/batches");
   const total = files.reduce((sum, [, file]) => sum + file.size, 0) || 1;
+  const leftOut = [];
   let sent = 0;
   for (const [name, file] of files) {
-    await ask(`/api/batches/${batch}/files`, { method: "PUT", body: file, headers: { "X-Name": encodeURIComponent(name) } });
+    try {
+      await ask(`/api/batches/${batch}/files`, { method: "PUT", body: file, headers: { "X-Name": encodeURIComponent(name) } });
+    } catch (cause) {
+      if (cause.status !== 400 || files.length === 1) throw cause;
+      leftOut.push(`${name}: ${cause.message}`);
+    }
     sent += file.size;
     progress(sent / total);
   }
-  return { batch, ids: what && await post(`/api/batches/${batch}/${what}`) };
+  return { batch, found: what && await post(`/api/batches/${batch}/${what}`), leftOut };
 }

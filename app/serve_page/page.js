@@ -8,11 +8,12 @@ import { View, clock, drawMedian, drawOverview, paperLeads } from "./view.js";
 const by = (id) => document.getElementById(id);
 const view = new View(by("ecg"));
 const GAINS = ["2.5", "5", "10", "20"], LAYOUTS = ["paper", "stack", "single"];
-const MOST_LISTED = 200, MOST_BEAT_SECONDS = 300;
+const LISTED_AT_ONCE = 200, MOST_BEAT_SECONDS = 300;
 const predict = new Predict({ by, view, say, trying, redraw, record: () => shown, batch: () => lastBatch });
 const train = new Train({ by, view, say, trying, batch: () => lastBatch });
 let lastBatch = null;
-let records = [], shown = null, median = null, drawing = false, opening = 0, settle = 0;
+let records = [], shown = null, median = null, drawing = false, opening = 0, settle = 0, listed = LISTED_AT_ONCE, before = null;
+const faulty = new Map();
 
 export function say(text, bad = false) {
   by("said").textContent = text;
@@ -25,19 +26,47 @@ async function trying(work) {
 
 // ---- recordings
 
-function list() {
+function matching() {
   const wanted = by("filter").value.toLowerCase();
-  const found = records.filter((record) => record.name.toLowerCase().includes(wanted));
+  return records.filter((record) => record.name.toLowerCase().includes(wanted));
+}
+
+function item(text, act) {
+  const made = document.createElement("li"), button = document.createElement("button");
+  button.type = "button";
+  button.textContent = text;
+  button.addEventListener("click", act);
+  made.append(button);
+  return made;
+}
+
+function list() {
+  const found = matching(), place = found.findIndex((record) => record.id === shown?.id), seen = new Map();
+  listed = Math.max(listed, Math.ceil((place + 1) / LISTED_AT_ONCE) * LISTED_AT_ONCE);
   by("count").textContent = found.length === records.length ? `${records.length}` : `${found.length} of ${records.length}`;
-  by("records").replaceChildren(...found.slice(0, MOST_LISTED).map((record) => {
-    const item = document.createElement("li"), button = document.createElement("button");
-    button.type = "button";
-    button.textContent = record.name;
-    if (record.id === shown?.id) button.setAttribute("aria-current", "true");
-    button.addEventListener("click", () => open(record.id));
-    item.append(button);
-    return item;
-  }));
+  const items = found.slice(0, listed).map((record) => {
+    seen.set(record.name, (seen.get(record.name) ?? 0) + 1);
+    const n = seen.get(record.name), made = item(n > 1 ? `${record.name} (${n})` : record.name, () => open(record.id));
+    made.firstChild.dataset.id = record.id;
+    return made;
+  });
+  const left = found.length - items.length;
+  if (left > 0) items.push(item(`${left} more: show the next ${Math.min(left, LISTED_AT_ONCE)}`, () => { listed += LISTED_AT_ONCE; list(); }));
+  by("records").replaceChildren(...items);
+  mark();
+}
+
+// The one in sight, and those that could not be shown; the buttons stay the same, so that the focus stays.
+function mark() {
+  for (const button of by("records").querySelectorAll("[data-id]")) {
+    const { id } = button.dataset;
+    if (id === shown?.id) button.setAttribute("aria-current", "true"); else button.removeAttribute("aria-current");
+    button.classList.toggle("bad", faulty.has(id));
+    button.title = faulty.get(id) ?? "";
+  }
+  const current = by("records").querySelector("[aria-current]");
+  if (!current && matching().some((record) => record.id === shown?.id)) { list(); return; }
+  current?.scrollIntoView({ block: "nearest" });
 }
 
 async function refresh() { records = await json("/api/records"); list(); }
@@ -48,11 +77,14 @@ async function take(files) {
   bar.hidden = false;
   bar.value = 0;
   await trying(async () => {
-    const { batch, ids } = await send(files, (share) => { bar.value = share; });
+    const { batch, found: { ids, refused }, leftOut } = await send(files, (share) => { bar.value = share; });
+    const without = [...leftOut, ...refused];
+    const more = without.length ? ` Left out: ${without.slice(0, 5).join("; ")}${without.length > 5 ? `; and ${without.length - 5} more` : ""}.` : "";
     if (ids.length) lastBatch = batch;
     await refresh();
-    if (ids.length) { say(`${ids.length} recording${ids.length > 1 ? "s" : ""} opened.`); await open(ids[0]); }
-    else say("No recording among these files. A WFDB recording is a .hea file together with its .dat or .mat; EDF, DICOM, aECG, SCP and others are one file each.", true);
+    if (ids.length) await open(ids[0]);
+    else say(`No recording among these files. A WFDB recording is a .hea file together with its .dat or .mat; EDF, DICOM, aECG, SCP and others are one file each.${more}`, true);
+    if (ids.length && !by("said").textContent) say(`${ids.length} recording${ids.length > 1 ? "s" : ""} opened.${more}`, Boolean(more));
   });
   bar.hidden = true;
 }
@@ -87,23 +119,33 @@ function dropping() {
 // What a file of plain numbers leaves unsaid is asked of the user, in place of the ECG.
 function ask(record, why) {
   view.tiles?.end();
+  before = shown?.leads.length ? shown.id : before;
   shown = { ...record, leads: [] };
   predict.forget();
-  list();
+  mark();
   by("look").hidden = true;
   by("unsaid").hidden = false;
   by("unsaid-name").textContent = record.name;
-  by("unsaid-why").textContent = why;
+  // Where to type it is here, not on a command line.
+  by("unsaid-why").textContent = why.replace(/; give [^;]*--[^;]*$/, "");
   by("unsaid-fs").value = record.said?.fs ?? "";
   by("unsaid-unit").value = record.said?.unit ?? "";
   by("unsaid-leads").value = record.said?.leads?.join(", ") ?? "";
+  by("unsaid-delimiter").value = record.said?.delimiter ?? "";
+  by("unsaid-decimal").value = record.said?.decimal ?? "";
+  by("unsaid-header").value = { true: "yes", false: "no" }[record.said?.header] ?? "";
+  by("unsaid-cancel").hidden = !before;
   by("unsaid-fs").focus();
 }
 
 async function answer(event) {
   event.preventDefault();
   const leads = by("unsaid-leads").value.split(",").map((name) => name.trim()).filter(Boolean), { id } = shown;
-  const said = { fs: Number(by("unsaid-fs").value) || null, unit: by("unsaid-unit").value || null, leads: leads.length ? leads : null, others: by("unsaid-others").checked };
+  const said = {
+    fs: Number(by("unsaid-fs").value) || null, unit: by("unsaid-unit").value || null, leads: leads.length ? leads : null,
+    delimiter: by("unsaid-delimiter").value || null, decimal: by("unsaid-decimal").value || null,
+    header: { yes: true, no: false }[by("unsaid-header").value] ?? null, others: by("unsaid-others").checked,
+  };
   if (await trying(() => post(`/api/records/${id}/said`, said))) await open(id);
 }
 
@@ -112,25 +154,28 @@ async function open(id) {
   // A second click on what is in sight changes nothing: a score may be under way.
   if (id === shown?.id && shown.leads.length) return;
   const record = await trying(() => json(`/api/records/${id}`).catch((cause) => {
-    if (!cause.unsaid) throw cause;
-    return { ...records.find((one) => one.id === id), why: cause.message };
+    if (cause.unsaid) return { ...records.find((one) => one.id === id), why: cause.message };
+    faulty.set(id, cause.message);
+    mark();
+    throw cause;
   }));
   if (!record || turn !== opening) return;
+  if (!record.why && !record.leads.length) faulty.set(id, record.problems[0]?.reason ?? "no lead to show"); else faulty.delete(id);
   say("");
   if (record.why) { ask(record, record.why); return; }
   by("unsaid").hidden = true;
   by("resay").hidden = !Object.keys(record.said).length;
   view.tiles?.end();
   shown = record;
-  list();
+  mark();
   by("look").hidden = !record.leads.length;
   by("problems").textContent = record.problems.map((one) => `${one.name}: ${one.reason}`).join("  ");
-  if (!record.leads.length) { say(`${record.name}: ${record.problems[0]?.reason ?? "no lead to show"}`, true); return; }
+  if (!record.leads.length) { say(`${record.name}: ${faulty.get(id)}`, true); return; }
   view.show(record, new Tiles(record, (cause) => { if (cause) say(cause.message, true); redraw(); }));
   by("ecg").dataset.drawn = `${record.id} part`;
   const rhythm = paperLeads(record)?.[1][0];
   if (rhythm) view.lead = rhythm;
-  by("name").textContent = record.name;
+  by("name").textContent = record.start ? `${record.name}, from ${record.start.slice(0, 19).replace("T", " ")}` : record.name;
   by("lead").replaceChildren(...record.leads.map((lead) => new Option(lead.name, lead.number)));
   by("layout").options[0].disabled = !paperLeads(record);
   median = null;
@@ -188,7 +233,7 @@ function tell() {
   by("ecg").setAttribute("aria-label", `ECG of ${shown.name}, lead ${name}, ${clock(view.start, true)} to ${clock(stop, true)}`);
   if (!view.calipers) { by("measured").textContent = ""; return; }
   const [first, second] = view.calipers.legs, long = Math.abs(second - first), levels = [first, second].map((leg) => view.mvAt(leg));
-  const mv = levels.every((level) => level !== undefined) ? `${(levels[1] - levels[0]).toFixed(3)} mV` : "";
+  const mv = levels.some((level) => level === undefined) ? "" : levels.some(Number.isNaN) ? "no signal at a leg" : `${(levels[1] - levels[0]).toFixed(3)} mV`;
   by("measured").textContent = `Calipers: ${Math.round(long * 1000)} ms, ${mv}${long > 0 ? `, ${Math.round(60 / long)} bpm` : ""}`;
 }
 
@@ -227,9 +272,10 @@ async function rest() {
 const middle = (values) => { const sorted = [...values].sort((a, b) => a - b), n = sorted.length; return n % 2 ? sorted[(n - 1) / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2; };
 
 function facts() {
-  const { fs } = view.lead, beats = view.beats, rows = [];
-  if (beats && beats.length > 1) {
-    const intervals = beats.slice(1).map((beat, n) => (beat - beats[n]) / fs);
+  const { fs } = view.lead, beats = view.beats?.flat(), rows = [];
+  // No interval reaches over a gap.
+  const intervals = view.beats?.flatMap((stretch) => stretch.slice(1).map((beat, n) => (beat - stretch[n]) / fs));
+  if (intervals?.length) {
     rows.push(["Heart rate", `${Math.round(60 / middle(intervals))} /min`], ["R peaks in sight", beats.length]);
     rows.push(["RR", `${Math.round(middle(intervals) * 1000)} ms (${Math.round(Math.min(...intervals) * 1000)} to ${Math.round(Math.max(...intervals) * 1000)})`]);
   } else if (beats) rows.push(["R peaks in sight", beats.length]);
@@ -243,7 +289,7 @@ function facts() {
     return [term, said];
   }));
   drawMedian(by("median"), view, median);
-  by("median-said").textContent = median?.leads.length ? `${median.leads[0].n_beats} beats in sight, 300 ms before to 500 ms after the R peak of lead ${view.lead.name}` : "No beats in sight.";
+  by("median-said").textContent = median?.leads.length ? `${median.leads[0].n_beats} beats in sight, 300 ms before to 500 ms after the R peak of lead ${view.lead.name}` : beats ? "No whole beat in sight." : "";
 }
 
 async function quality() {
@@ -301,6 +347,8 @@ function setLead(number) {
   if (!lead || lead === view.lead) return;
   view.lead = lead;
   view.beats = null;
+  const [first, stop] = view.spanOf(lead);
+  if (view.calipers?.legs.some((leg) => leg < first || leg > stop)) placeLegs();
   predict.forget();
   chosen();
   redraw();
@@ -313,13 +361,18 @@ function nextLead(step) {
 }
 
 function nextRecord(step) {
-  const place = records.findIndex((record) => record.id === shown?.id) + step;
-  if (records[place]) open(records[place].id);
+  const found = matching(), place = found.findIndex((record) => record.id === shown?.id) + step;
+  if (found[place]) open(found[place].id);
+}
+
+// Into the strip that shows most of the chosen lead.
+function placeLegs() {
+  const [first, stop] = view.spanOf(view.lead), third = (stop - first) / 3;
+  view.calipers = { legs: [first + third, first + 2 * third], hand: 1 };
 }
 
 function calipers() {
-  const third = Math.min(view.seconds, view.longest) / 3;
-  view.calipers = view.calipers ? null : { legs: [view.start + third, view.start + 2 * third], hand: 1 };
+  if (view.calipers) view.calipers = null; else placeLegs();
   chosen();
   redraw();
 }
@@ -332,10 +385,12 @@ function moveLeg(pixels) {
 }
 
 function legsToBeats() {
-  if (!view.beats || view.beats.length < 2) return;
-  const centre = (view.start + Math.min(view.seconds, view.longest) / 2) * view.lead.fs;
-  const after = Math.max(1, view.beats.findIndex((beat) => beat > centre));
-  view.calipers = { legs: [view.beats[after - 1] / view.lead.fs, view.beats[after] / view.lead.fs], hand: 1 };
+  const { fs } = view.lead, [first, stop] = view.spanOf(view.lead), centre = (first + stop) / 2;
+  const pairs = (view.beats ?? []).flatMap((stretch) => stretch.slice(1).map((beat, n) => [stretch[n] / fs, beat / fs]));
+  const off = ([one, other]) => Math.abs((one + other) / 2 - centre);
+  const seen = pairs.filter(([one, other]) => one >= first && other <= stop).sort((a, b) => off(a) - off(b));
+  if (!seen.length) { say("No two R peaks of this lead in sight."); return; }
+  view.calipers = { legs: seen[0], hand: 1 };
   chosen();
   redraw();
 }
@@ -380,8 +435,8 @@ function pointer() {
     if (!shown || event.button) return;
     canvas.focus();
     const at = view.at(event.offsetX, event.offsetY);
-    held = { x: event.offsetX, start: view.start, leg: null };
-    if (at && view.calipers) {
+    held = { x: event.offsetX, start: view.start, leg: null, strip: at?.strip };
+    if (at?.lead === view.lead && view.calipers) {
       const gaps = view.calipers.legs.map((leg) => Math.abs(leg - at.time) * view.perSecond);
       const near = gaps[0] < gaps[1] ? 0 : 1;
       if (gaps[near] < 14) { held.leg = near; view.calipers.hand = near; }
@@ -392,8 +447,8 @@ function pointer() {
   canvas.addEventListener("pointermove", (event) => {
     if (!held) return;
     if (held.leg !== null) {
-      const at = view.at(event.offsetX, event.offsetY);
-      if (at) view.calipers.legs[held.leg] = Math.max(0, Math.min(view.longest, at.time));
+      // Within the strip in which it was taken.
+      view.calipers.legs[held.leg] = Math.max(0, Math.min(view.longest, view.timeIn(held.strip, event.offsetX)));
     } else view.start = held.start - (event.offsetX - held.x) / view.perSecond;
     redraw();
   });
@@ -417,10 +472,11 @@ function controls() {
     event.target.value = "";
     await take(files);
   });
-  by("filter").addEventListener("input", list);
+  by("filter").addEventListener("input", () => { listed = LISTED_AT_ONCE; list(); });
   by("to-look").addEventListener("click", () => turnTo(false));
   by("to-train").addEventListener("click", () => turnTo(true));
   by("unsaid").addEventListener("submit", answer);
+  by("unsaid-cancel").addEventListener("click", () => open(before));
   by("resay").addEventListener("click", () => ask(shown, "Said before:"));
   by("help-button").addEventListener("click", () => by("help").showModal());
   by("layout").addEventListener("change", (event) => setLayout(event.target.value));

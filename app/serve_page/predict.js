@@ -84,8 +84,9 @@ export class Predict {
     const model = this.model = await json(`/api/models/${id}`);
     const lead = model.leads[0] === "first" ? "any one lead" : `${model.leads.length > 1 ? "leads" : "lead"} ${model.leads.join(", ")}`;
     const size = model.n_parameters ? `, ${(model.n_parameters / 1e6).toFixed(2)} M parameters` : "";
-    this.by("model-said").textContent = `${model.model}${size}; takes ${lead} at ${model.fs} Hz (resampled to it); ${model.targets.length} targets, ${model.head}.`
-      + (Object.keys(model.results).length ? ` AUROC and CI: of its own evaluation, on ${UNITS[Object.values(model.results)[0].level] ?? "what was"} held out from its training.` : " No evaluation stands beside this model: its scores have no CIs here.");
+    const meanings = Object.entries(model.meanings ?? {}).map(([target, meaning]) => `${target} ${meaning}`).join(", ");
+    this.by("model-said").textContent = `${model.model}${size}; takes ${lead} at ${model.fs} Hz (resampled to it); ${model.targets.length} targets${meanings && ` (${meanings})`}, ${model.head}.`
+      + (Object.keys(model.results).length ? ` AUROC and CI: of its own evaluation, on ${UNITS[Object.values(model.results)[0].level] ?? "what was"} held out from its training.${model.from_weights ? " It was started from another model, which may have learned from them." : ""}` : " No evaluation stands beside this model: its scores have no CIs here.");
     return model;
   }
 
@@ -123,6 +124,7 @@ export class Predict {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = target;
+      button.title = model.meanings?.[target] ?? "";
       row.addEventListener("click", () => { this.target = n; this.view.saliency = null; this.by("why-said").textContent = ""; this.#table(); this.redraw(); });
       const auroc = own?.auroc ? `${number(own.auroc)} [${own.auroc_low ? number(own.auroc_low) : "?"}, ${own.auroc_high ? number(own.auroc_high) : "?"}]` : "\u2013";
       const on = own ? `${own.n} (${own.n_positive} positive)` : "\u2013";
@@ -198,7 +200,7 @@ export class Predict {
     if (!files.length) return;
     const found = await this.#doing("Checking the model ...", () => send(files, () => {}, "models"));
     if (!found) return;
-    await this.trying(() => this.list(found.ids[0]));
+    await this.trying(() => this.list(found.found[0]));
     await this.choose();
   }
 

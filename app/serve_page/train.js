@@ -25,12 +25,12 @@ function clock(seconds) {
 
 export class Train {
   constructor(page) {
-    Object.assign(this, page, { runs: [], finished: null, name: null, labels: null, dropped: null, edited: false, makes: 0, wait: 0, turn: 0 });
+    Object.assign(this, page, { runs: [], finished: null, name: null, labels: null, dropped: null, edited: false, stale: false, wrong: "", state: "", makes: 0, wait: 0, turn: 0 });
     this.journal = { after: 0, steps: new Map(), checks: new Map(), total: 0 };
     const { by } = this;
     for (const id of CHOICES) by(id).addEventListener("change", () => this.#changed(id));
-    by("t-config").addEventListener("input", () => { this.edited = true; });
-    by("t-make").addEventListener("click", () => { this.edited = false; this.trying(() => this.#make()); });
+    by("t-config").addEventListener("input", () => this.#edit(true));
+    by("t-make").addEventListener("click", () => { this.#edit(false); this.#follow(); });
     by("t-look").addEventListener("click", () => this.#look());
     by("t-labels-button").addEventListener("click", () => by("t-labels-file").click());
     by("t-labels-file").addEventListener("change", () => this.#takeLabels());
@@ -74,6 +74,38 @@ export class Train {
     };
   }
 
+  // A text that was changed by hand is what runs, until it is made anew; the page says which of the two it is.
+  #edit(edited) {
+    this.edited = edited;
+    this.stale = false;
+    this.#tellEdited();
+  }
+
+  #tellEdited() {
+    const said = this.by("t-edited");
+    said.hidden = !this.edited;
+    said.classList.toggle("bad", this.stale);
+    said.textContent = this.stale ? "This text was changed by hand, and the choices above after it: they are not in it. \u201cMake it anew\u201d takes them, and drops what was changed by hand."
+      : "Changed by hand: this text is what will run, whatever is chosen above.";
+  }
+
+  // The config follows the choices, unless it was changed by hand.
+  async #follow() {
+    if (this.edited) { this.stale = true; this.#tellEdited(); return; }
+    try {
+      await this.#make();
+      // What was wrong with the choices is right now; what was said of something else stays.
+      if (this.by("said").textContent === this.wrong) this.say("");
+    } catch (cause) { this.wrong = cause.message; this.say(cause.message, true); }
+  }
+
+  #setFresh(fresh) {
+    const { by } = this;
+    by("t-rate").value = fresh ? "0.003" : "0.0003";
+    // The model to start from decides these.
+    by("t-model").disabled = by("t-lead").disabled = !fresh;
+  }
+
   #changed(id) {
     const { by } = this;
     if (id === "t-path") this.dropped = null;
@@ -81,12 +113,10 @@ export class Train {
     if (id === "t-start") {
       const fresh = !by("t-start").value;
       by("t-train").value = fresh ? "scratch" : "all";
-      by("t-rate").value = fresh ? "0.003" : "0.0003";
-      // The model to start from decides these.
-      by("t-model").disabled = by("t-lead").disabled = !fresh;
+      this.#setFresh(fresh);
     }
-    if (id === "t-train" && by("t-train").value === "scratch") { by("t-start").value = ""; by("t-model").disabled = by("t-lead").disabled = false; }
-    if (!this.edited) this.trying(() => this.#make());
+    if (id === "t-train" && by("t-train").value === "scratch" && by("t-start").value) { by("t-start").value = ""; this.#setFresh(true); }
+    this.#follow();
   }
 
   async #make() {
@@ -96,14 +126,13 @@ export class Train {
     // An older answer may come later, and what was typed meanwhile stays.
     if (turn !== this.makes || this.edited) return;
     this.by("t-config").value = config;
-    this.say("");
   }
 
   #useDropped() {
     this.dropped = this.batch();
     this.by("t-path").value = "";
     this.by("t-path").placeholder = "the files dropped last; they are copied into the run's folder";
-    if (!this.edited) this.trying(() => this.#make());
+    this.#follow();
   }
 
   async #takeLabels() {
@@ -115,7 +144,7 @@ export class Train {
       this.labels = batch;
       this.by("t-labels").value = "";
       this.by("t-labels").placeholder = `${file.name}; it is copied into the run's folder`;
-      if (!this.edited) await this.#make();
+      await this.#follow();
     });
   }
 
@@ -141,26 +170,36 @@ export class Train {
     if (targets.length) found.append(table(["positive, share of the labelled", ...SPLITS, "not measured"], targets));
     if (values.length) found.append(table(["values measured", ...SPLITS], values));
     if (poor.length) found.append(element("p", `Fewer than 10 positive or negative recordings to train or test on: ${poor.slice(0, 12).join(", ")}. Their numbers will mean little.`));
+    const blind = data.targets.filter((target) => Math.min(target.positive[1], target.negative[1]) < 1).map((target) => target.name);
+    if (blind.length) found.append(element("p", `No positive or no negative recording in the validation split: ${blind.slice(0, 12).join(", ")}. The best network is chosen without them; give validation a larger share.`));
+    if (data.lacking) found.append(Object.assign(element("p", `${data.lacking}. The training would leave them out.`), { className: "bad" }));
     if (data.left_out.length) {
       const list = element("ul", ...data.left_out.map(([record, reason]) => element("li", `${record}: ${reason}`)));
       found.append(element("details", element("summary", `left out: ${data.left_out.length}${data.left_out.length === 100 ? " and more" : ""}`), list));
     }
     for (const made of found.querySelectorAll("table")) { const scroll = element("div"); scroll.className = "scroll"; made.replaceWith(scroll); scroll.append(made); }
+    const suits = this.by("t-head").value === data.head;
     this.by("t-head").value = data.head;
-    if (!this.edited) await this.trying(() => this.#make());
+    if (!suits || !this.edited) await this.#follow();
   }
 
   async #start() {
     const name = this.by("t-name").value.trim();
     await this.trying(async () => {
       if (!this.edited) await this.#make();
+      if (this.stale) {
+        this.stale = false;
+        throw new Error("The choices above were changed after the config's text was, and are not in it. \u201cMake it anew\u201d takes them; Start once more runs the text as it stands.");
+      }
       const config = this.by("t-config").value;
       if (!config.trim()) throw new Error("No config yet: name the recordings and the labels above.");
       const uploads = { ...(this.dropped && { recordings: this.dropped }), ...(this.labels && { labels_file: this.labels }), start: this.by("t-start").value };
       await post("/api/trainings", { name, config, ...uploads });
       this.say(`${name} has been started; it goes on when this page is closed.`);
       this.by("t-name").value = "";
+      this.#edit(false);
       this.#choose(name);
+      await this.#make();
     });
   }
 
@@ -190,7 +229,7 @@ export class Train {
       const row = kept.get(run.name) ?? this.#row(run.name);
       const { progress } = run, share = progress ? ` ${Math.round(100 * progress.share)} %` : "";
       row.cells[2].textContent = run.state;
-      row.cells[3].textContent = run.state === "done" ? "" : `${run.stage}${share}`;
+      row.cells[3].textContent = run.state === "done" ? "" : `${run.stage ?? "ending"}${share}`;
       row.setAttribute("aria-selected", String(run.name === this.name));
       row.querySelector("input").disabled = !run.has_report;
       return row;
@@ -217,6 +256,7 @@ export class Train {
 
   #choose(name) {
     this.name = name;
+    this.state = "";
     this.journal = { after: 0, steps: new Map(), checks: new Map(), total: 0 };
     this.#poll();
   }
@@ -234,8 +274,11 @@ export class Train {
     by("run").hidden = false;
     by("run-name").textContent = name;
     const { progress } = run, left = progress?.seconds_left;
+    // What was said of a run that goes on does not stand beside its end.
+    if (this.state === "running" && run.state !== "running") this.say("");
+    this.state = run.state;
     by("run-state").textContent = run.state === "running"
-      ? `running: ${run.stage}${progress ? `, ${Math.round(100 * progress.share)} %${left === null ? "" : `, ${clock(left)} left of this stage`}` : " ..."}`
+      ? `running: ${run.stage ?? "ending"}${progress ? `, ${Math.round(100 * progress.share)} %${left === null ? "" : `, ${clock(left)} left of this stage`}` : " ..."}`
       : `${run.state}${run.said ? `: ${run.said}` : ""}`;
     by("run-share").hidden = run.state !== "running" || !progress;
     by("run-share").value = progress?.share ?? 0;
@@ -250,11 +293,12 @@ export class Train {
     by("report").disabled = !run.has_report;
     for (const form of ["onnx", "safetensors"]) by(`run-${form}`).disabled = !run.has_model;
     by("run-config").textContent = run.config;
-    this.#results(run.results);
+    this.#results(run.results, /^weights = ".+"/m.test(run.config));
     this.#draw();
   }
 
-  #results(results) {
+  #results(results, isTuned) {
+    this.by("run-tuned").hidden = !isTuned || !results.length;
     const cell = (row, metric) => row[metric] ? `${three(row[metric])} [${row[`${metric}_low`] ? `${three(row[`${metric}_low`])}, ${three(row[`${metric}_high`])}` : "no interval"}]` : "\u2013";
     this.by("run-results").hidden = !results.length || !("auroc" in results[0]);
     this.by("run-results").tBodies[0].replaceChildren(...results.map((row) =>

@@ -98,8 +98,10 @@ export class View {
     context.fillRect(0, 0, width, height);
     const pxPerSecond = this.perSecond;
     // At paper speeds a millimetre is what the eye measures by; beyond, seconds take its place.
-    const step = pxPerSecond >= 40 ? mm : 0;
+    const step = this.layout === "paper" || pxPerSecond >= 40 ? mm : 0;
     for (const [every, name] of [[1, "fine"], [5, "coarse"]]) {
+      // Lines of a millimetre on a small screen would be a grey ground.
+      if (every === 1 && mm < 2) continue;
       context.strokeStyle = colour[name];
       context.lineWidth = 1;
       context.beginPath();
@@ -223,18 +225,22 @@ export class View {
     context.fillStyle = colour.mark;
     context.font = "11px system-ui, sans-serif";
     context.textAlign = "center";
-    let before = null;
-    for (const beat of this.beats) {
-      const x = strip.x + (beat / strip.lead.fs - strip.time) * this.perSecond;
-      if (x >= strip.x && x <= strip.x + strip.width) {
-        context.beginPath();
-        context.moveTo(x - 4, strip.y + 18);
-        context.lineTo(x + 4, strip.y + 18);
-        context.lineTo(x, strip.y + 25);
-        context.fill();
-        if (before !== null && x - before > 44 && before >= strip.x) context.fillText(`${Math.round((x - before) / this.perSecond * 1000)}`, (x + before) / 2, strip.y + 26);
+    // Small strips have small marks, at their upper edge.
+    const size = Math.min(1, strip.height / 80), top = strip.y + (size < 1 ? 1 : 18);
+    for (const stretch of this.beats) {
+      let before = null;
+      for (const beat of stretch) {
+        const x = strip.x + (beat / strip.lead.fs - strip.time) * this.perSecond;
+        if (x >= strip.x && x <= strip.x + strip.width) {
+          context.beginPath();
+          context.moveTo(x - 4 * size, top);
+          context.lineTo(x + 4 * size, top);
+          context.lineTo(x, top + 7 * size);
+          context.fill();
+          if (size === 1 && before !== null && x - before > 44 && before >= strip.x) context.fillText(`${Math.round((x - before) / this.perSecond * 1000)}`, (x + before) / 2, top + 8);
+        }
+        before = x;
       }
-      before = x;
     }
   }
 
@@ -255,40 +261,42 @@ export class View {
     context.restore();
   }
 
-  // Where a time lies in the strip of the chosen lead.
-  xOf(time, strips = this.strips()) {
-    for (const strip of strips) {
-      const x = strip.x + (time - strip.time) * this.perSecond;
-      if (strip.lead === this.lead && x >= strip.x && x <= strip.x + strip.width) return { x, strip };
-    }
-    return null;
+  // First and last time of a lead in the widest strip that shows it.
+  spanOf(lead) {
+    const strip = this.strips().filter((one) => one.lead === lead).reduce((best, one) => one.width > best.width ? one : best);
+    return [strip.time, Math.min(strip.time + strip.width / this.perSecond, this.longest)];
   }
 
-  // Lead and time at a place of the canvas.
+  timeIn(strip, x) { return strip.time + Math.max(0, Math.min(strip.width, x - strip.x)) / this.perSecond; }
+
+  // Strip, lead and time at a place of the canvas.
   at(x, y) {
     const strip = this.strips().find((one) => x >= one.x && x < one.x + one.width && y >= one.y && y < one.y + one.height);
-    return strip ? { lead: strip.lead, time: strip.time + (x - strip.x) / this.perSecond } : null;
+    return strip ? { strip, lead: strip.lead, time: this.timeIn(strip, x) } : null;
   }
 
+  // The legs, in every strip of the chosen lead that shows their time.
   #calipers(strips) {
     if (!this.calipers) return;
     const { context, colour } = this;
     context.strokeStyle = context.fillStyle = colour.caliper;
-    this.calipers.legs.forEach((time, number) => {
-      const found = this.xOf(time, strips);
-      if (!found) return;
-      context.lineWidth = number === this.calipers.hand ? 2.5 : 1.2;
-      context.beginPath();
-      context.moveTo(found.x, found.strip.y + 2);
-      context.lineTo(found.x, found.strip.y + found.strip.height - 2);
-      context.stroke();
-      const mv = this.mvAt(time);
-      if (mv !== undefined && !Number.isNaN(mv)) {
+    for (const strip of strips.filter((one) => one.lead === this.lead)) {
+      this.calipers.legs.forEach((time, number) => {
+        const x = strip.x + (time - strip.time) * this.perSecond;
+        if (x < strip.x || x > strip.x + strip.width) return;
+        context.lineWidth = number === this.calipers.hand ? 2.5 : 1.2;
         context.beginPath();
-        context.arc(found.x, found.strip.y + found.strip.height * 0.55 - mv * this.perMv, 4, 0, 7);
-        context.fill();
-      }
-    });
+        context.moveTo(x, strip.y + 2);
+        context.lineTo(x, strip.y + strip.height - 2);
+        context.stroke();
+        const mv = this.mvAt(time);
+        if (mv !== undefined && !Number.isNaN(mv)) {
+          context.beginPath();
+          context.arc(x, strip.y + strip.height * 0.55 - mv * this.perMv, 4, 0, 7);
+          context.fill();
+        }
+      });
+    }
   }
 
   mvAt(time) {

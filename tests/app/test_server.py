@@ -258,7 +258,7 @@ def test_uploaded_recordings_are_the_same_samples_and_no_file_is_written_twice(s
         data = (DEMO / "records" / f"{RECORD}{end}").read_bytes()
         assert server.send(batch, f"folder/{RECORD}{end}", data) == 200
         assert server.send(batch, f"folder/{RECORD}{end}", b"other") == 409
-    (key,) = server.json(f"/api/batches/{batch}/records", "POST")
+    (key,) = server.json(f"/api/batches/{batch}/records", "POST")["ids"]
     wanted = open_record(DEMO / "records" / RECORD).read()
     status, _, data = server.ask(f"/api/records/{key}/tiles/0/0?leads=0")
     assert status == 200
@@ -270,7 +270,7 @@ def test_an_upload_of_another_format_is_the_same_recording(server, tmp_path, for
     convert(DEMO / "records" / RECORD, tmp_path / f"other{end}", form)
     batch = server.json("/api/batches", "POST")["batch"]
     assert server.send(batch, f"other{end}", (tmp_path / f"other{end}").read_bytes()) == 200
-    (key,) = server.json(f"/api/batches/{batch}/records", "POST")
+    (key,) = server.json(f"/api/batches/{batch}/records", "POST")["ids"]
     _, _, data = server.ask(f"/api/records/{key}/tiles/0/0?leads=0")
     wanted = open_record(DEMO / "records" / RECORD).read(0, 4096)
     np.testing.assert_allclose(np.frombuffer(data, "<f4"), wanted, rtol=0, atol=most)
@@ -298,14 +298,41 @@ def test_beats_windows_and_median_are_those_of_the_kernels(server, key):
     record = open_record(DEMO / "records" / RECORD)
     signal = record.read()
     found = server.json(f"/api/records/{key}/beats?lead=0&start=0&stop={len(signal)}")
-    assert found == r_peaks(signal, record.fs).tolist()
+    assert found == [r_peaks(signal, record.fs).tolist()]
     part = server.json(f"/api/records/{key}/beats?lead=0&start=1000&stop=4000")
-    assert part == (1000 + r_peaks(signal[1000:4000], record.fs)).tolist()
+    assert part == [(1000 + r_peaks(signal[1000:4000], record.fs)).tolist()]
     windows = server.json(f"/api/records/{key}/windows?lead=0")
     assert len(windows["rate"]) == len(windows["flags"]) == int(len(signal) / record.fs / 10)
     median = server.json(f"/api/records/{key}/median?lead=0&start=0&stop={len(signal)}")
     (lead,) = median["leads"]
     assert abs(int(np.argmax(np.abs(lead["mv"]))) - median["before"]) < 0.05 * record.fs
+
+
+def test_beats_of_both_sides_of_a_gap_are_kept_apart_and_the_start_is_told(server):
+    signal, fs = open_record(DEMO / "records" / RECORD).read()[:6000], 300
+    count_T = np.round(signal * 200).astype("<i2")
+    count_T[2000:4000] = -32768
+    batch = server.json("/api/batches", "POST")["batch"]
+    header = f"gap 1 {fs} 6000 13:05:07 22/11/2002\ngap.dat 16 200 16 0 {count_T[0]} 0 0 II\n"
+    assert server.send(batch, "gap.hea", header.encode()) == 200
+    assert server.send(batch, "gap.dat", count_T.tobytes()) == 200
+    (key,) = server.json(f"/api/batches/{batch}/records", "POST")["ids"]
+    mv_T = (count_T / 200).astype(np.float32)
+    wanted = [r_peaks(mv_T[:2000], fs).tolist(), (4000 + r_peaks(mv_T[4000:], fs)).tolist()]
+    assert min(map(len, wanted)) > 3
+    assert server.json(f"/api/records/{key}/beats?lead=0&start=0&stop=6000") == wanted
+    assert server.json(f"/api/records/{key}")["start"] == "2002-11-22T13:05:07+00:00"
+
+
+def test_files_that_are_no_recordings_are_named_with_what_they_are(server):
+    batch = server.json("/api/batches", "POST")["batch"]
+    assert server.send(batch, "report.pdf", b"%PDF-1.7 no ECG at all") == 200
+    assert server.send(batch, "empty.edf", b"") == 200
+    found = server.json(f"/api/batches/{batch}/records", "POST")
+    assert found["ids"] == []
+    empty, report = found["refused"]
+    assert re.fullmatch(r"empty\.edf: .*it is empty\)", empty)
+    assert re.fullmatch(r"report\.pdf: no recording of a known format \(it begins with b'%PDF.*'\)", report)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +358,7 @@ def test_an_unreadable_recording_says_why_and_a_script_stays_text(server):
     assert server.send(batch, "broken.hea", b"no header at all\n") == 200
     assert server.send(batch, "text.hea", f"text 1 300 100\ntext.dat 16 200 16 0 0 0 0 {script}\n".encode()) == 200
     assert server.send(batch, "text.dat", bytes(200)) == 200
-    answers = [server.ask(f"/api/records/{key}") for key in server.json(f"/api/batches/{batch}/records", "POST")]
+    answers = [server.ask(f"/api/records/{key}") for key in server.json(f"/api/batches/{batch}/records", "POST")["ids"]]
     assert [status for status, _, _ in answers] == [200, 422, 200]
     absent, broken, text = (json.loads(data) for _, _, data in answers)
     assert "missing.dat" in absent["problems"][0]["reason"]
@@ -363,7 +390,7 @@ def test_patient_fields_of_a_header_are_in_no_answer_log_or_file_left(start):
     batch = running.json("/api/batches", "POST")["batch"]
     assert running.send(batch, f"{RECORD}.hea", text.encode()) == 200
     assert running.send(batch, f"{RECORD}.mat", (DEMO / "records" / f"{RECORD}.mat").read_bytes()) == 200
-    (key,) = running.json(f"/api/batches/{batch}/records", "POST")
+    (key,) = running.json(f"/api/batches/{batch}/records", "POST")["ids"]
     answers = [str(running.ask(f"/api/records{path}")) for path in ("", f"/{key}", f"/{key}/windows?lead=0")]
     assert '"n_samples"' in answers[1]
     assert running.stop() == 0
@@ -412,7 +439,7 @@ def unsaid(server):
     batch = server.json("/api/batches", "POST")["batch"]
     text = "".join(f"{first},{second}\n" for first, second in mv_TL)
     assert server.send(batch, "table.csv", text.encode()) == 200
-    (key,) = server.json(f"/api/batches/{batch}/records", "POST")
+    (key,) = server.json(f"/api/batches/{batch}/records", "POST")["ids"]
     return key, mv_TL
 
 
@@ -435,14 +462,26 @@ def test_a_table_that_does_not_say_its_rate_is_opened_with_what_the_user_says(se
         np.testing.assert_allclose(tile, mv_TL[:, 1] * factor, rtol=1e-6)
 
 
+def test_a_column_of_decimal_commas_is_one_lead_where_the_user_says_so(server):
+    mv_T = np.round(np.random.default_rng(5).standard_normal(3000), 3)
+    batch = server.json("/api/batches", "POST")["batch"]
+    assert server.send(batch, "comma.csv", "".join(f"{mv:.3f}\n" for mv in mv_T).replace(".", ",").encode()) == 200
+    (key,) = server.json(f"/api/batches/{batch}/records", "POST")["ids"]
+    said = {"fs": 250, "unit": "mV", "delimiter": ";", "decimal": ",", "header": False}
+    found = server.json(f"/api/records/{key}/said", "POST", said)
+    assert (found["said"], [lead["n_samples"] for lead in found["leads"]]) == (said, [3000])
+    tile = np.frombuffer(server.ask(f"/api/records/{key}/tiles/0/0?leads=0")[2], "<f4")
+    np.testing.assert_array_equal(tile, mv_T.astype(np.float32))
+
+
 def test_what_is_said_of_one_file_goes_for_the_others_of_its_folder_where_that_is_wished(server):
     text = "".join(f"{1000 * value:.3f}\n" for value in np.random.default_rng(4).standard_normal(3000)).encode()
     batches = [server.json("/api/batches", "POST")["batch"] for _ in range(2)]
     for batch in batches:
         for name in ("a.csv", "b.csv"):
             assert server.send(batch, name, text) == 200
-    (first, second), (apart, _) = (server.json(f"/api/batches/{batch}/records", "POST") for batch in batches)
-    wish = {"fs": 250, "unit": "uV", "leads": ["II"]}
+    (first, second), (apart, _) = (server.json(f"/api/batches/{batch}/records", "POST")["ids"] for batch in batches)
+    wish = {"fs": 250, "unit": "uV", "leads": ["II"], "header": False}
     server.json(f"/api/records/{first}/said", "POST", wish)
     assert server.ask(f"/api/records/{second}")[0] == 422
     server.json(f"/api/records/{first}/said", "POST", {**wish, "others": True})
@@ -461,7 +500,7 @@ def test_what_is_said_of_one_file_goes_for_the_others_of_its_folder_where_that_i
         tomllib.loads(server.json("/api/trainings/config", "POST", {**choices, "recordings": batch})["config"])
         for batch in batches
     ]
-    said = {"fs": 250, "unit": "uV", "lead_names": ["II"]}
+    said = {"fs": 250, "unit": "uV", "lead_names": ["II"], "header": "no"}
     assert configs[0]["cohort"] == {**configs[1]["cohort"], **said}
 
 
@@ -469,6 +508,7 @@ def test_what_is_said_of_one_file_goes_for_the_others_of_its_folder_where_that_i
     "wish",
     [{"fs": 0}, {"fs": -1}, {"fs": 1e7}, {"fs": float("nan")}, {"fs": float("inf")}, {"fs": True}, {"fs": "500"},
      {"unit": "kV"}, {"unit": ["mV"]}, {"leads": []}, {"leads": "II"}, {"leads": ["II"] * 65}, {"leads": [1]},
+     {"delimiter": "x"}, {"delimiter": 1}, {"decimal": ";"}, {"header": "yes"},
      {"leads": [""]}, {"leads": ["x" * 81]}, {"leads": ["a\nb"]}, {"fs": 10**400}],
 )  # fmt: skip
 def test_what_makes_no_sense_is_not_taken_for_a_rate_unit_or_name(server, unsaid, wish):
@@ -480,4 +520,4 @@ def test_tables_beside_recordings_are_labels_and_not_listed(server):
     for end in (".hea", ".mat"):
         assert server.send(batch, f"A00022{end}", (DEMO / "records" / f"A00022{end}").read_bytes()) == 200
     assert server.send(batch, "labels.csv", b"1,0\n2,1\n3,1\n4,0\n5,1\n") == 200
-    assert len(server.json(f"/api/batches/{batch}/records", "POST")) == 1
+    assert len(server.json(f"/api/batches/{batch}/records", "POST")["ids"]) == 1

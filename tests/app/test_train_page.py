@@ -97,6 +97,14 @@ def test_the_data_is_counted_and_the_config_follows_the_choices(show, labels):
         n_noise = sum(row["noise"] == "1" for row in csv.DictReader(file))
     row = tab.locator("#t-found tr", has_text="noise").locator("td").all_inner_texts()
     assert sum(int(cell.split()[0]) for cell in row[1:4] if cell != "none labelled") == n_noise
+    tab.locator("#t-lead").fill("V9")
+    tab.locator("#t-look").click()
+    tab.locator("#t-found .bad", has_text="40 of the first 40 recordings lack a lead of V9").wait_for()
+    tab.locator("#t-lead").fill("")
+    tab.locator("#t-start").select_option(ONE)
+    expect(tab.locator("#t-rate")).to_have_value("0.0003")
+    tab.locator("#t-train").select_option("scratch")
+    expect(tab.locator("#t-rate")).to_have_value("0.003")
     tab.locator("#t-model").select_option("s4d")
     expect(config_of(tab)).to_have_value(re.compile('model = "s4d"'))
     # What was written by hand is not written over.
@@ -105,7 +113,15 @@ def test_the_data_is_counted_and_the_config_follows_the_choices(show, labels):
     tab.locator("#t-epochs").press("Tab")
     tab.wait_for_timeout(300)
     assert "# mine" in config_of(tab).input_value()
+    # What was chosen after that is not in it, and neither runs unsaid.
+    expect(tab.locator("#t-edited.bad")).to_contain_text("they are not in it")
+    before = tab.locator("#runs tbody tr").count()
+    tab.locator("#t-name").fill("unsure")
+    tab.locator("#t-go").click()
+    tab.locator("#said.bad", has_text="Start once more runs the text as it stands").wait_for()
+    assert tab.locator("#runs tbody tr").count() == before
     tab.locator("#t-make").click()
+    expect(tab.locator("#t-edited")).to_be_hidden()
     expect(config_of(tab)).to_have_value(re.compile("epochs = 3\n"))
     assert "# mine" not in config_of(tab).input_value()
 
@@ -175,10 +191,14 @@ def test_a_training_of_another_models_head_starts_by_the_keyboard_alone_and_ends
     tab.keyboard.type(NEW)
     tab.keyboard.press("Enter")
     tab.locator("#run-name", has_text=NEW).wait_for()
+    # The next config is made anew.
+    expect(tab.locator("#t-edited")).to_be_hidden()
     tab.locator("#run-state", has_text="running: finetune").wait_for(timeout=120_000)
     tab.locator("#run-state", has_text=re.compile("^done$")).wait_for(timeout=240_000)
     tab.locator("#score-said", has_text="Epoch 1").wait_for()
     tab.locator("#run-results tbody tr").nth(2).wait_for()
+    tab.locator("#run-tuned", has_text="had learned from them is not known").wait_for()
+    assert tab.locator("#said").inner_text() == ""
     expect(tab.locator("#t-start option", has_text=NEW)).to_have_count(1)
     tab.locator("#runs button").first.focus()
     tab.keyboard.press("t")

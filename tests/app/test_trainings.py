@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
+import h5py
 import polars as pl
 import pytest
+import tomli_w
 
 from anyecg.app.config import load_config
 from anyecg.app.trainings import Trainings, config_text, lock_holder, look
 from anyecg.loaders.cohort import open_cohort
-from anyecg.loaders.errors import AnyECGError, CohortError, ConfigError
+from anyecg.loaders.errors import AnyECGError, CohortError, ConfigError, ModelError
 from anyecg.train.card import read_card
 
 from ..conftest import DEMO, anyecg, write_small_config
@@ -64,6 +67,34 @@ def test_the_head_that_suits_the_labels_is_proposed_and_what_is_left_out_is_name
         assert sum(found["values"][0]["measured"]) == 1
     if head == "multilabel":
         assert found["patients_with_several"] == 1
+
+
+def test_labels_of_no_recording_are_refused_with_names_of_both(tmp_path):
+    (tmp_path / "labels.csv").write_text("record,patient,a\npatient15.ecg,1,1\n")
+    with pytest.raises(CohortError, match=r"no such record 1.*asked for 'patient15.ecg'; there are 'A00\d{3}', 'A00"):
+        look(DEMO / "records", tmp_path / "labels.csv", seed=0, val_fraction=0, test_fraction=0.5, said={})
+
+
+def test_labels_apart_by_semicolons_are_the_same_labels(tmp_path):
+    text = "record,patient,a\nA00015,1,1\nA00022,2,0\n"
+    found = []
+    for mark in ",;":
+        (tmp_path / "labels.csv").write_text(text.replace(",", mark))
+        found.append(look(DEMO / "records", tmp_path / "labels.csv", seed=0, val_fraction=0, test_fraction=0, said={}))
+    assert found[0] == found[1]
+    assert found[0]["targets"][0]["positive"][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("leads", "said"), [((), ""), (("ECG",), ""), (("ECG", "V9"), "2 of the first 2 recordings lack")]
+)
+def test_leads_that_recordings_lack_are_told_before_the_training(tmp_path, leads, said):
+    (tmp_path / "labels.csv").write_text("record,patient,a\nA00015,1,1\nA00022,2,0\n")
+    found = look(
+        DEMO / "records", tmp_path / "labels.csv", seed=0, val_fraction=0, test_fraction=0, said={}, leads=leads
+    )
+    assert found["lacking"].startswith(said)
+    assert bool(found["lacking"]) == bool(said)
 
 
 def test_the_config_says_what_was_chosen_and_is_one_that_the_command_line_takes(tmp_path):
@@ -188,6 +219,20 @@ def test_runs_are_compared_as_the_command_line_does(runs, tmp_path):
         assert row["difference"] in (None, 0.0)
 
 
+def test_runs_of_other_shards_are_refused_with_the_keys_that_differ(runs, tmp_path):
+    other = tmp_path / "runs"
+    for name in ("one", "two"):
+        shutil.copytree(runs / name, other / name)
+    config = other / "two" / "config.toml"
+    tree = tomllib.loads(config.read_text())
+    tree["shard"]["fs"] = 250
+    config.write_text(tomli_w.dumps(tree))
+    with h5py.File(other / "two" / "scores.h5", "r+") as file:
+        file.attrs["index_hash"] = "0" * 16
+    with pytest.raises(ModelError, match=r"other shards .*\(shard\.fs: 250\.?0? and "):
+        Trainings(other).compared(["one", "two"], tmp_path / "x.csv")
+
+
 @pytest.fixture
 def start(tmp_path):
     """Return a function that starts a server whose runs lie below one folder; none stays."""
@@ -298,10 +343,13 @@ def test_what_is_no_run_and_what_is_no_data_is_one_line(start):
     server = start()
     for path in ("none", "..%2f..", "a%2fb"):
         assert server.ask(f"/api/trainings/{path}")[0] in (404, 422)
-    status, _, said = server.ask("/api/trainings/look", "POST", json.dumps(DATA | {"path": "/none"}))
+    status, _, said = server.ask("/api/trainings/look", "POST", json.dumps(DATA | {"path": "/none", "lead": ""}))
     assert status == 422
     assert json.loads(said)["error"].startswith("/none: no such folder")
     assert server.ask("/api/trainings/config", "POST", json.dumps(DATA | CHOICES | {"path": "records"}))[0] == 422
+    for wish in ({"path": "records"}, {"labels": "labels.csv"}):
+        status, _, said = server.ask("/api/trainings/look", "POST", json.dumps(DATA | {"lead": ""} | wish))
+        assert (status, "wanted a whole path" in json.loads(said)["error"]) == (422, True)
     assert server.ask("/api/trainings/look", "POST", json.dumps(DATA | {"recordings": "x"}))[0] == 404
 
 
