@@ -1,5 +1,7 @@
 """The commands about files: recordings and models one by one, and the page."""
 
+import os
+import sys
 from pathlib import Path
 
 from anyecg.loaders.errors import AnyECGError
@@ -61,6 +63,7 @@ def _add_plain(command):
     command.add_argument("--unit", help="unit of a file that does not say it: nV, uV, mV, V")
     command.add_argument("--delimiter", help="between the columns of a text, where it cannot be seen")
     command.add_argument("--decimal", choices=(".", ","), help="decimal mark of a text, where it cannot be seen")
+    command.add_argument("--header", choices=("yes", "no"), help="whether a first line of text names the columns")
     command.add_argument("--names", help="names of the leads of a file that does not name them, as in I,II,V1")
 
 
@@ -100,8 +103,10 @@ def _export(arguments):
 def _said(arguments):
     """Return what the user says of a file of plain numbers, as options of ``open_record``."""
     names = arguments.names.split(",") if arguments.names else None
-    said = {"fs": arguments.fs, "unit": arguments.unit, "delimiter": arguments.delimiter, "leads": names}
-    return {**said, "decimal": arguments.decimal}
+    delimiter = "\t" if arguments.delimiter == "\\t" else arguments.delimiter
+    header = {"yes": True, "no": False}.get(arguments.header)
+    return {"fs": arguments.fs, "unit": arguments.unit, "delimiter": delimiter, "decimal": arguments.decimal,
+            "header": header, "leads": names}  # fmt: skip
 
 
 def _inspect(arguments):
@@ -109,7 +114,13 @@ def _inspect(arguments):
 
     leads = arguments.leads.split(",") if arguments.leads else None
     shown = {"as_json": arguments.json, "png": arguments.png, "start": arguments.start, "seconds": arguments.seconds}
-    print(inspect_file(arguments.file, **shown, chosen=leads, with_patient=arguments.patient, **_said(arguments)))
+    text = inspect_file(arguments.file, **shown, chosen=leads, with_patient=arguments.patient, **_said(arguments))
+    # Dots of braille are not in every encoding; and a reader such as head may go before the end.
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ FORMATS = ("wfdb", "edf", "hdf5", "csv")
 SUFFIX = {"wfdb": ".hea", "edf": ".edf", "hdf5": ".h5", "csv": ".csv"}
 # WFDB headers hold no greater one; 1 pV a count.
 _MOST_GAIN = 1e9
+# What a table's reader takes for a column of times or of sample numbers.
+_NO_LEADS = ("time", "elapsed time", "t", "seconds", "sec", "ms", "n", "index", "sample")
 # The years that an EDF header can tell apart.
 _EDF_YEARS = range(1985, 2085)
 # Counts a mV that devices use: 1, 2, 2.5, 5, 1.25, 4.88, 3.75 uV a count and so on.
@@ -49,11 +52,15 @@ def convert(path, out, form, *, with_patient=False, chosen=None, **options):
     """
     out = Path(out)
     records, opened = open_recording(path, **options)
-    places = chosen_leads(chosen, opened.leads)
+    try:
+        places = chosen_leads(chosen, opened.leads)
+    except RecordError as cause:
+        raise RecordError(f"{path}: {cause}") from None
     records, names = [records[place] for place in places], [opened.leads[place] for place in places]
     if out.is_dir():
         raise RecordError(f"{out}: a folder; give the path of the file to write")
-    if out.exists() and Path(path).exists() and out.samefile(path):
+    sources, written = (Path(path), Path(f"{path}.hea")), _header_of(out) if form == "wfdb" else out
+    if any(source.exists() and written.exists() and written.samefile(source) for source in sources):
         raise RecordError(f"{out}: the recording itself; write to another file")
     if form != "edf" and len({(record.fs, record.n_samples) for record in records}) > 1:
         raise RecordError(f"{path}: leads of several rates or lengths; choose some with --leads, or write EDF")
@@ -80,6 +87,10 @@ def find_gain(value_T, most):
                                                      finite_T.astype(np.float32)):  # fmt: skip
             return gain, True
     return min(most / largest if largest else 1000.0, _MOST_GAIN), False
+
+
+def _header_of(out):
+    return out.with_name(out.name.removesuffix(".hea") + ".hea")
 
 
 def _write_wfdb(out, names, rates, mv, about):
@@ -112,7 +123,7 @@ def _write_wfdb(out, names, rates, mv, about):
             base_time=start and start.time(), base_date=start and start.date(),
         )  # fmt: skip
         # Without its header a record is absent.
-        out.with_name(f"{name}.hea").unlink(missing_ok=True)
+        _header_of(out).unlink(missing_ok=True)
         for suffix in (".dat", ".hea"):
             with replacing(out.with_name(name + suffix)) as temporary:
                 (Path(folder) / (name + suffix)).replace(temporary)
@@ -151,9 +162,23 @@ def _write_edf(out, names, rates, mv, about):
     if start and start.year not in _EDF_YEARS:
         notes.append(f"start {start.isoformat()} left out: EDF holds the years {_EDF_YEARS[0]} to {_EDF_YEARS[-1]}")
         start = None
+    birth = _date(patient.get("birth_date"))
     person = edfio.Patient(
-        code=_word(patient.get("patient_id")), sex=_sex(patient.get("sex")), name=_word(_name_of(patient))
+        code=_word(patient.get("patient_id")), sex=_sex(patient.get("sex")), name=_word(_name_of(patient)),
+        birthdate=birth,
     )  # fmt: skip
+    kept = {
+        "patient_id",
+        "name",
+        "first_name",
+        "last_name",
+        "sex" if person.sex != "X" else "",
+        "birth_date" if birth else "",
+    }
+    if left := sorted(set(patient) - kept):
+        notes.append(f"patient fields left out, EDF has none for them: {', '.join(left)}")
+    cut = [lead for lead in names if lead not in STANDARD_LEADS and _label(lead) != lead]
+    notes += [f"lead {lead}: its label is {_label(lead)!r}" for lead in cut]
     with warnings.catch_warnings():
         # It says that a fraction of a second makes the file EDF+.
         warnings.simplefilter("ignore")
@@ -191,15 +216,15 @@ def _above(largest):
 def _block(rates, lengths):
     """Return (length of data records in s, how many) that leaves out the fewest samples: EDF holds whole ones alone."""
     found = []
-    for seconds in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01):
+    for seconds in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 2.0, 4.0, 5.0, 10.0):
         widths = [fs * seconds for fs in rates]
         if all(abs(width - round(width)) < 1e-9 and round(width) > 0 for width in widths):
             blocks = min(length // round(width) for length, width in zip(lengths, widths, strict=True))
             left = max(length - blocks * round(width) for length, width in zip(lengths, widths, strict=True))
-            found += [(left, -seconds, blocks)] if blocks else []
+            found += [(left, seconds > 1, -seconds, blocks)] if blocks else []
     if not found:
         raise RecordError("rates that make no whole data records; write wfdb or hdf5")
-    _, seconds, blocks = min(found)
+    *_, seconds, blocks = min(found)
     return -seconds, blocks
 
 
@@ -211,6 +236,16 @@ def _name_of(patient):
 
 def _word(text):
     return "_".join((text or "X").encode("ascii", "replace").decode().split()) or "X"
+
+
+def _date(text):
+    """Return the day of a text, None where it is none that EDF can hold."""
+    for form in ("%Y-%m-%d", "%Y%m%d", "%d-%b-%Y"):
+        try:
+            return datetime.strptime(text or "", form).date()
+        except ValueError:
+            continue
+    return None
 
 
 def _sex(text):
@@ -241,15 +276,17 @@ def _write_csv(out, names, rates, mv, about):
             file.write(f"# start = {about['start'].isoformat()}\n")
         for key, value in about["patient"].items():
             file.write(f"# patient {key} = {value}\n")
-        file.write(",".join(["time [s]", *(f"{_cell(name)} [mV]" for name in names)]) + "\n")
+        file.write(",".join(["time [s]", *(f"{_cell(name, place)} [mV]" for place, name in enumerate(names))]) + "\n")
         for number, row in enumerate(zip(*mv, strict=True)):
             values = ("" if np.isnan(value) else str(value) for value in row)
             file.write(",".join([f"{number / rates[0]:.10g}", *values]) + "\n")
     return []
 
 
-def _cell(name):
-    return "".join(" " if mark in ',;"\t\r\n[]()' else mark for mark in name).strip()
+def _cell(name, place):
+    """Return the name of a column; one that could be taken for a time or a number says that it is a lead."""
+    bare = "".join(" " if mark in ',;"\t\r\n[]()' else mark for mark in name).strip() or str(place + 1)
+    return f"lead {bare}" if bare.lower() in _NO_LEADS or bare.isdigit() else bare
 
 
 _WRITERS = {"wfdb": _write_wfdb, "edf": _write_edf, "hdf5": _write_hdf5, "csv": _write_csv}

@@ -70,14 +70,24 @@ def inspect_file(path, *, as_json=False, png=None, start=0.0, seconds=10.0, chos
 
 def _found(path, by_name, opened, with_patient):
     leads = [
-        {"name": name, "fs": record.fs, "samples": record.n_samples, "seconds": record.n_samples / record.fs}
+        {"name": name, "fs": record.fs, "samples": record.n_samples, "seconds": record.n_samples / record.fs,
+         **_readable(record)}
         for name, record in by_name.items()
-    ]
+    ]  # fmt: skip
     found = {
         "file": Path(path).name, "format": opened.form, "start": opened.start and opened.start.isoformat(),
-        "leads": leads, "unit": "mV", "about": opened.about, "notes": opened.notes,
+        "leads": leads, "about": opened.about, "notes": opened.notes,
     }  # fmt: skip
     return found | ({"patient": opened.patient} if with_patient else {})
+
+
+def _readable(record):
+    """Return the unit of a lead's samples, mV, or why there are none."""
+    try:
+        record.read(0, min(1, record.n_samples))
+    except RecordError as cause:
+        return {"unit": None, "problem": str(cause)}
+    return {"unit": "mV"}
 
 
 def _title(path, found):
@@ -89,7 +99,8 @@ def _title(path, found):
 
 
 def _lead_line(lead):
-    return f"  {lead['name']}: {lead['samples']} samples at {lead['fs']:g} Hz, {lead['seconds']:g} s"
+    problem = f"; not shown: {lead['problem']}" if "problem" in lead else ""
+    return f"  {lead['name']}: {lead['samples']} samples at {lead['fs']:g} Hz, {lead['seconds']:g} s{problem}"
 
 
 def _cut(path, by_name, start, seconds):

@@ -107,6 +107,8 @@ def _unit(options, own):
 def _rate(said):
     """Return the sampling rate that a file says, None where it says none."""
     value = next((said[name] for name in _RATE if name in said), None)
+    if isinstance(value, str):
+        value = re.sub(r"\s*hz$", "", value.strip(), flags=re.IGNORECASE).replace(",", ".")
     try:
         rate = None if value is None else float(np.asarray(value).reshape(-1)[0])
     except (ValueError, TypeError, IndexError):
@@ -161,6 +163,10 @@ def _read_text(file, kind, options):
     data = data.removeprefix(b"\xef\xbb\xbf")
     comments, names, units, skipped = _head_of_text(data, options)
     delimiter, decimal = _marks(data[skipped : skipped + 10_000], names[1], options)
+    if not (options.delimiter or options.decimal) and _may_be_one(data[skipped : skipped + 10_000]):
+        raise Unsaid(
+            "each line can be two numbers, or one with a decimal comma; say which: --delimiter ',' or --decimal ','"
+        )
     body = data[skipped:]
     if delimiter == " ":
         body = re.sub(rb"[ \t]+", b" ", re.sub(rb"(?m)^[ \t]+|[ \t]+$", b"", body))
@@ -246,13 +252,21 @@ def _marks(body, line, options):
         if delimiter is None and comma_only and re.search(r"\d,\d+\s+-?\d", line.strip()):
             delimiter = " "
         if delimiter is None:
-            delimiter = "," if "," in line else " "
+            delimiter = "," if "," in line and options.decimal != "," else " "
     decimal = options.decimal
     if decimal is None:
         decimal = "," if delimiter != "," and re.search(rb"\d,\d", body) else "."
-    if len(delimiter) != 1 or decimal not in (".", ",") or delimiter == decimal:
+    if len(delimiter) != 1:
+        raise RecordError(f"delimiter {delimiter!r}; wanted one character, as in --delimiter ';'")
+    if decimal not in (".", ",") or delimiter == decimal:
         raise RecordError(f"delimiter {delimiter!r} and decimal mark {decimal!r}; wanted two marks that differ")
     return delimiter, decimal
+
+
+def _may_be_one(body):
+    """Say whether all lines are two whole numbers with a comma between: "0,123" can be one number, too."""
+    lines = [line.strip() for line in body[: body.rfind(b"\n") + 1].splitlines()]
+    return bool(lines) and all(re.fullmatch(rb"-?\d+,\d+", line) for line in lines)
 
 
 def _split(line, delimiter):
@@ -300,8 +314,9 @@ def _read_parquet(file, kind, options):
             raise RecordError(f"{metadata.num_rows} rows of {len(schema.names)} columns; wanted at most {MAX_SAMPLES}")
         numeric = [f.name for f in schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
         others = [name for name in schema.names if name not in numeric]
-        table = opened.read(columns=numeric, use_threads=False)
-        columns = {name: table[name].to_numpy().astype(np.float64) for name in numeric}
+        # A name may occur twice: columns are taken by their place.
+        table = opened.read(columns=list(dict.fromkeys(numeric)), use_threads=False)
+        columns = [column.to_numpy().astype(np.float64) for column in table.columns]
     except MemoryError:
         raise
     except (pa.ArrowException, OSError) as cause:
@@ -311,8 +326,8 @@ def _read_parquet(file, kind, options):
         for key, value in (schema.metadata or {}).items()
         if len(value) < 1000
     }
-    units = _parted(columns)
-    recording = _table(dict(zip(units, columns.values(), strict=True)), said, units, kind, options)
+    units = _parted(table.column_names)
+    recording = _table(dict(zip(units, columns, strict=True)), said, units, kind, options)
     recording.notes.extend(f"column {name[:40]!r} is no number, left out" for name in others[:10])
     return recording
 

@@ -110,9 +110,9 @@ class Edf:
             else:
                 physical = [self._number(field, f"range of {name!r}") for field in (low, high)]
                 digital = [self._number(field, f"range of {name!r}") for field in (least, most)]
-                if digital[0] == digital[1] or physical[0] == physical[1]:
-                    raise RecordError(f"{self._name}: {name!r} has the range {physical} for {digital}; wanted two ends")
-                gain = (physical[1] - physical[0]) / (digital[1] - digital[0])
+                # Without two ends there is no gain: such a lead is listed, and refused when it is read.
+                has_ends = digital[0] != digital[1] and physical[0] != physical[1]
+                gain = (physical[1] - physical[0]) / (digital[1] - digital[0]) if has_ends else 0.0
                 offset = physical[0] - digital[0] * gain
                 # A symmetric range has none; what is left is rounding.
                 offset = offset if abs(offset) > 1e-9 * abs(gain) else 0.0
@@ -211,6 +211,8 @@ class Edf:
         factor = unit_factor(lead.unit)
         if factor is None:
             raise RecordError(f"{self._name}: lead {lead.name!r} is in {lead.unit!r}; wanted a voltage (mV, uV, nV, V)")
+        if not lead.gain:
+            raise RecordError(f"{self._name}: lead {lead.name!r} has a range without two ends; wanted two")
         out = np.full(stop - start, np.nan, np.float32)
         if start == stop:
             return out

@@ -14,8 +14,10 @@ HEAD_BYTES = 4096
 # Samples converted at a time: float64 of a whole Holter would take twice its own memory.
 _BLOCK = 1 << 18
 _MV_PER_UNIT = {
-    "nv": 1e-6, "nanovolt": 1e-6, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "microvolt": 1e-3, "mv": 1.0, "millivolt": 1.0,
-    "v": 1e3, "volt": 1e3,
+    prefix + name: factor
+    for factor, prefixes in ((1e-6, "n nano"), (1e-3, "u µ μ micro"), (1.0, "m milli"), (1e3, " "))
+    for prefix in (prefixes.split() or [""])
+    for name in ("v", "volt")
 }  # fmt: skip
 _XML_ROOT = re.compile(r"<(?:[A-Za-z_][\w.-]*:)?(AnnotatedECG|restingecgdata|RestingECG|MuseInfo)[\s/>]")
 _XML = {"AnnotatedECG": "aecg", "restingecgdata": "sierra", "RestingECG": "muse", "MuseInfo": "muse"}

@@ -251,7 +251,7 @@ def _find(path, root, options):
         if len(there) > 1:
             raise RecordError(f"{name}: which of {', '.join(there[:5])}? give its extension")
         if not there:
-            return _Found("wfdb", name, root, folder, "", 0)
+            raise RecordError(f"{name}: no such file or record")
         name = there[0]
     where, n_bytes = inside(root, folder, name, name)
     return _Found(kind_of(where, name), name, root, folder, where, n_bytes)
@@ -313,11 +313,13 @@ def find_files(folder, *, any_table=False):
         ``open_record`` takes, below the folder; in sorted order.
     """
     headers, others = [], []
-    for where, _, names in os.walk(folder):
+    for where, folders, names in os.walk(folder):
         below = os.path.relpath(where, folder)
         prefix = "" if below == "." else f"{below}/"
         headers += [prefix + name[:-4] for name in names if name.endswith(".hea")]
         others += [prefix + name for name in other_names(folder, where, names=names, any_table=any_table)]
+        # What a closed folder holds cannot be told: it counts as a record, which says so when it is opened.
+        others += [prefix + name for name in folders if not os.access(f"{where}/{name}", os.R_OK | os.X_OK)]
     stems = Counter([*headers, *map(_stem, others)])
     found = {name if stems[name] == 1 else f"{name}.hea": name for name in headers}
     found |= {_stem(name) if stems[_stem(name)] == 1 else name: name for name in others}

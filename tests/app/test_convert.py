@@ -1,6 +1,11 @@
+import datetime
 import json
+import os
 import shutil
+import subprocess
+import sys
 
+import edfio
 import numpy as np
 import pytest
 import wfdb
@@ -8,7 +13,7 @@ import wfdb
 from anyecg.app.convert import FORMATS, SUFFIX, convert, find_gain
 from anyecg.app.inspect import braille, inspect_file
 from anyecg.loaders.cohort_config import CohortConfig
-from anyecg.loaders.errors import RecordError
+from anyecg.loaders.errors import AnyECGError, RecordError
 from anyecg.loaders.folder import folder_cohort
 from anyecg.loaders.records import open_record, open_recording
 from anyecg.loaders.windows import find_windows, store_windows
@@ -83,6 +88,63 @@ def test_samples_that_fill_no_data_record_of_edf_are_left_out_and_said_to_be(tmp
     np.testing.assert_allclose(record.read(), mv_T[:-2], atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["wfdb", "edf"])
+@pytest.mark.parametrize("largest", [0.0, 1e-12, 1e-7])
+def test_signals_near_nothing_are_written(tmp_path, form, largest):
+    mv_T = (largest * np.random.default_rng(1).uniform(-1, 1, 1000)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", signal=mv_T, fs=FS, unit="mV", leads=np.array(["II"]))
+    out = tmp_path / f"out{SUFFIX[form]}"
+    convert(tmp_path / "a.npz", out, form)
+    np.testing.assert_allclose(open_record(out).read(), mv_T, atol=1e-7)
+
+
+def test_rates_that_fill_no_second_are_written_as_edf(tmp_path):
+    mv_T = np.round(np.random.default_rng(1).standard_normal(1285), 3).astype(np.float32)
+    np.savez(tmp_path / "a.npz", signal=mv_T, fs=128.5, unit="mV", leads=np.array(["II"]))
+    assert convert(tmp_path / "a.npz", tmp_path / "out.edf", "edf") == []
+    assert open_record(tmp_path / "out.edf").fs == 128.5
+    np.testing.assert_allclose(open_record(tmp_path / "out.edf").read(), mv_T, atol=1e-6)
+
+
+def test_what_edf_cannot_hold_is_left_out_and_said(tmp_path):
+    said = {"fs": FS, "unit": "mV", "leads": np.array(["a lead with a long name"]), "start": "1975-03-04T05:06:07"}
+    np.savez(tmp_path / "a.npz", signal=millivolts()[:, 0], **said)
+    assert convert(tmp_path / "a.npz", tmp_path / "a.edf", "edf") == [
+        "start 1975-03-04T05:06:07+00:00 left out: EDF holds the years 1985 to 2084",
+        "lead a lead with a long name: its label is 'a lead with a lo'",
+    ]
+    dicom = write_dicom(tmp_path / "a.dcm", [dicom_group(counts())], PatientBirthDate="19510203", PatientSize="1.8")
+    with_patient = open_recording(dicom)[1].patient
+    notes = convert(dicom, tmp_path / "b.edf", "edf", with_patient=True)
+    patient = edfio.read_edf(tmp_path / "b.edf").patient
+    assert (patient.code, patient.birthdate) == ("4711", datetime.date(1951, 2, 3))
+    left = sorted(set(with_patient) - {"patient_id", "name", "birth_date"})
+    assert notes == ([f"patient fields left out, EDF has none for them: {', '.join(left)}"] if left else [])
+
+
+@pytest.mark.parametrize(("form", "name"), [("hdf5", "a.h5"), ("wfdb", "rec"), ("wfdb", "rec.hea")])
+def test_a_recording_is_not_written_over_itself(tmp_path, form, name):
+    source = tmp_path / ("a.npz" if form == "hdf5" else "b.npz")
+    np.savez(source, signal=millivolts()[:, 0], fs=FS, unit="mV", leads=np.array(["II"]))
+    there = tmp_path / ("a.h5" if form == "hdf5" else "rec.hea")
+    convert(source, there, form)
+    data = there.read_bytes()
+    for path in (there, there.with_suffix("")) if form == "wfdb" else (there,):
+        with pytest.raises(RecordError, match="the recording itself; write to another file"):
+            convert(path, tmp_path / name, form)
+    assert there.read_bytes() == data
+
+
+def test_leads_whose_names_look_like_times_come_back_from_csv(tmp_path):
+    leads = ["T", "N", "time", "V9"]
+    np.savez(tmp_path / "a.npz", signal=np.repeat(millivolts(), 2, axis=1)[:, :4], fs=FS, unit="mV",
+             leads=np.array(leads))  # fmt: skip
+    convert(tmp_path / "a.npz", tmp_path / "a.csv", "csv")
+    records, opened = open_recording(tmp_path / "a.csv")
+    assert opened.leads == leads
+    np.testing.assert_array_equal(records[1].read(), millivolts()[:, 0])
+
+
 def test_what_cannot_be_written_leaves_what_was_there(recording, tmp_path):
     out = tmp_path / "out.h5"
     out.write_text("before")
@@ -150,6 +212,25 @@ def test_inspect_tells_what_a_file_is_without_its_patient(recording, tmp_path):
     assert "patient" not in found
     assert [lead["name"] for lead in found["leads"]] == list(LEADS)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_lead_that_is_no_voltage_is_told_with_its_unit(tmp_path):
+    (tmp_path / "a.csv").write_text("time,I [mV],ABP [mmHg]\n" + "".join(f"{n / 250},1,80\n" for n in range(300)))
+    first, second = json.loads(inspect_file(tmp_path / "a.csv", as_json=True))["leads"]
+    assert (first["unit"], second["unit"]) == ("mV", None)
+    assert "is in 'mmHg'; wanted a voltage" in second["problem"]
+    assert "ABP: 300 samples at 250 Hz, 1.2 s; not shown: a.csv: lead 'ABP'" in inspect_file(tmp_path / "a.csv")
+    with pytest.raises(AnyECGError, match="--start nan; wanted a time"):
+        inspect_file(tmp_path / "a.csv", start=float("nan"))
+
+
+def test_inspect_ends_in_order_when_its_reader_does_and_in_any_encoding(recording):
+    command = f"{sys.executable} -m anyecg.app.cli inspect {recording}"
+    done = subprocess.run(f"{command} | head -c 9", shell=True, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("recording", "")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command.split(), env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, "3 leads, 250 Hz" in done.stdout) == (0, "", True)
 
 
 def test_a_drawing_of_dots_keeps_every_spike_and_leaves_gaps_empty():

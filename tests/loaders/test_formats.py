@@ -1,3 +1,4 @@
+import os
 from datetime import UTC, datetime
 
 import edfio
@@ -135,6 +136,43 @@ def test_edf_with_gaps_is_nan_between_its_parts(tmp_path):
     np.testing.assert_array_equal(records[1].read(2000, 48_000), found[2000:48_000])
 
 
+def test_an_edf_lead_without_a_range_is_refused_alone_when_it_is_read(tmp_path):
+    path = write_edf(tmp_path / "a.edf")
+    whole = open_record(path, lead="V1").read()
+    data = bytearray(path.read_bytes())
+    for field in (3 * 104, 3 * 112):
+        data[256 + field : 256 + field + 8] = b"0       "
+    path.write_bytes(data)
+    np.testing.assert_array_equal(open_record(path, lead="V1").read(), whole)
+    with pytest.raises(RecordError, match="lead 'I' has a range without two ends"):
+        open_record(path, lead="I").read()
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [(b"uV", 1e-3), ("µV".encode(), 1e-3), ("µV".encode("latin-1"), 1e-3), (b"uVolts", 1e-3), (b"microV", 1e-3),
+     (b"mVolt", 1), (b"Volts", 1e3), (b"nV", 1e-6)],
+)  # fmt: skip
+def test_units_of_edf_are_understood_as_devices_write_them(tmp_path, unit, factor):
+    path = write_edf(tmp_path / "a.edf")
+    wanted_T = open_record(path, lead="I").read()
+    data = bytearray(path.read_bytes())
+    data[256 + 3 * 96 : 256 + 3 * 96 + 8] = unit.ljust(8)
+    path.write_bytes(data)
+    np.testing.assert_allclose(open_record(path, lead="I").read(), wanted_T * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("field", "wanted"), [(b"Startdate 05-MAR-2031", 2031), (b"Startdate X", None)])
+def test_the_start_of_edf_is_that_of_its_four_digits_and_none_where_it_says_so(tmp_path, field, wanted):
+    path = write_edf(tmp_path / "a.edf", annotations=[edfio.EdfAnnotation(0, None, "begin")])
+    data = bytearray(path.read_bytes())
+    data[88:168] = (field + b" X X X").ljust(80)
+    data[168:176] = b"05.03.31"
+    path.write_bytes(data)
+    start = open_record(path).start
+    assert (start and start.year) == wanted
+
+
 def test_edf_that_is_cut_or_longer_than_it_says(tmp_path):
     path = write_edf(tmp_path / "a.edf")
     data = path.read_bytes()
@@ -171,6 +209,18 @@ def test_dicom_groups_are_laid_side_by_side_late_ones_behind_nan_and_averages_le
     late = records[2].read()
     assert np.isnan(late[:50]).all()
     np.testing.assert_array_equal(late[50:], millivolts(1000)[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("digits", "wanted"),
+    [("2024010203", (3, 0, 0)), ("202401020304", (3, 4, 0)), ("20240102030405", (3, 4, 5)), ("20240102", None),
+     ("202401020", None), ("20240102030", None), ("2024010203040", None)],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DT")
+def test_a_start_of_dicom_without_minutes_or_seconds_is_read_as_it_stands(tmp_path, digits, wanted):
+    path = write_dicom(tmp_path / "a.dcm", [dicom_group(counts())], AcquisitionDateTime=digits)
+    start = open_record(path).start
+    assert (start and (start.hour, start.minute, start.second)) == wanted
 
 
 def test_dicom_padding_is_nan_unless_it_lies_amid_the_signal(tmp_path):
@@ -228,6 +278,120 @@ def test_empty_fields_are_nan_and_words_amid_numbers_are_refused(tmp_path):
     path.write_text("time,I [mV]\n0,1\n0.004,1\n0.5,2\n0.504,2\n")
     with pytest.raises(RecordError, match="column of time is not even"):
         open_record(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "leads", "unit"),
+    [("I [mV],I [mV],II [mV]", ("I", "I:2", "II"), 1.0), ("I (µV),II (µV),V1 (µV)", ("I", "II", "V1"), 1e-3)],
+)
+def test_doubled_names_are_numbered_and_units_may_be_in_latin_1(tmp_path, lines, leads, unit):
+    path = write_text(tmp_path / "a.csv", millivolts(), above=f"time [s],{lines}")
+    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
+    tables = [path]
+    if unit == 1.0:
+        columns = [pa.array(np.arange(2500) / FS), *(pa.array(mv_T) for mv_T in millivolts().T)]
+        parquet.write_table(pa.Table.from_arrays(columns, ["time [s]", *lines.split(",")]), tmp_path / "b")
+        tables.append(tmp_path / "b")
+    for table in tables:
+        records, opened = open_recording(table)
+        assert tuple(opened.leads) == leads
+        for record, mv_T in zip(records, millivolts().T, strict=True):
+            np.testing.assert_allclose(record.read(), mv_T * unit, rtol=1e-6)
+
+
+def test_the_name_of_a_single_column_may_hold_a_blank(tmp_path):
+    (tmp_path / "a.csv").write_text("# fs = 250\nI [uV]\n" + "1.5\n" * 300)
+    record = open_record(tmp_path / "a.csv")
+    assert (record.leads, record.read(0, 1)[0]) == (("I",), np.float32(0.0015))
+
+
+@pytest.mark.parametrize("said", ["500 Hz", "500,0", "500.0 hz", "5e2"])
+def test_a_rate_in_a_comment_may_have_its_unit_or_a_decimal_comma(tmp_path, said):
+    (tmp_path / "a.csv").write_text(f"# fs = {said}\nI [mV]\n" + "1.5\n" * 300)
+    assert open_record(tmp_path / "a.csv").fs == 500
+
+
+def test_two_whole_numbers_a_line_are_not_taken_for_one_or_two_leads_unsaid(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("0,125\n-0,250\n1,500\n" * 100)
+    said = {"fs": FS, "unit": "mV"}
+    with pytest.raises(Unsaid, match="two numbers, or one with a decimal comma; say which"):
+        open_record(path, **said)
+    np.testing.assert_array_equal(open_record(path, decimal=",", **said).read(0, 3), np.float32([0.125, -0.25, 1.5]))
+    assert len(open_record(path, delimiter=",", **said).leads) == 2
+    with pytest.raises(RecordError, match="delimiter 'xx'; wanted one character"):
+        open_record(path, delimiter="xx", **said)
+
+
+def test_a_column_that_only_rises_is_no_lead_and_is_named(tmp_path):
+    mv_TL = millivolts()
+    mv_TL[:, 0] = np.arange(len(mv_TL)) / FS
+    path = write_text(tmp_path / "a.csv", mv_TL, above="zeit,II [mV],V1 [mV]", time=False)
+    _, opened = open_recording(path, fs=FS)
+    assert opened.leads == ["II", "V1"]
+    assert opened.notes == ["column 'zeit' only rises, as time does; left out"]
+
+
+@pytest.mark.parametrize("fs", [128, 250, 360, 499, 977])
+def test_a_whole_rate_is_found_in_times_rounded_to_ms(tmp_path, fs):
+    lines = [f"{number / fs:.3f},{number % 7}" for number in range(10 * fs)]
+    (tmp_path / "a.csv").write_text("time [s],I [mV]\n" + "\n".join(lines) + "\n")
+    assert open_record(tmp_path / "a.csv").fs == fs
+
+
+def test_what_is_said_of_one_set_of_hdf5_goes_for_that_set_alone(tmp_path):
+    mv_TL = millivolts()
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["I"], file["II"] = mv_TL[:, 0], mv_TL[:1250, 1] * 1000
+        file["I"].attrs.update(fs=FS, unit=np.bytes_(b"mV"))
+        file["II"].attrs.update(fs=FS / 2, unit="uV")
+        file["noise"] = mv_TL[:, 2]
+    records, opened = open_recording(tmp_path / "a.h5")
+    assert [(record.fs, record.n_samples) for record in records] == [(FS, 2500), (FS / 2, 1250)]
+    np.testing.assert_allclose(records[1].read(), mv_TL[:1250, 1], rtol=1e-6)
+    assert opened.notes == ["array 'noise' left out"]
+
+
+@pytest.mark.parametrize("name", ["signal", "II"])
+def test_several_recordings_in_one_file_are_refused_with_their_names(tmp_path, name):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs.update(fs=FS, unit="mV")
+        for visit in "ab":
+            file[f"{visit}/{name}"] = millivolts()[:, 0]
+    with pytest.raises(RecordError, match=f"several recordings: a/{name}, b/{name}; wanted a file of one"):
+        open_record(tmp_path / "a.h5")
+
+
+def test_units_may_be_a_list_and_lists_of_matlab_cells(tmp_path):
+    mv_TL = millivolts()
+    scaled_TL = mv_TL * np.float32([1, 1000, 1])
+    units = ["mV", "uV", "mV"]
+    np.savez(tmp_path / "npz", signal=scaled_TL, fs=FS, leads=np.array(LEADS), unit=np.array(units))
+    cells = {"leads": np.array(LEADS, object), "unit": np.array(units, object)}
+    scipy.io.savemat(tmp_path / "matlab", {"val": scaled_TL, "fs": FS, **cells}, appendmat=False)
+    for name in ("npz.npz", "matlab"):
+        records, opened = open_recording(tmp_path / name)
+        assert opened.leads == list(LEADS)
+        for record, mv_T in zip(records, mv_TL.T, strict=True):
+            np.testing.assert_allclose(record.read(), mv_T, rtol=1e-6)
+
+
+def test_references_of_matlab_7_3_are_not_read_as_names(tmp_path):
+    path = tmp_path / "a.mat"
+    with h5py.File(path, "w") as file:
+        file["val"], file["fs"] = millivolts().T, 250.0
+        file["#refs#/a"] = np.array([[73]], np.uint16)
+        references = file.create_dataset("leads", (3, 1), h5py.ref_dtype)
+        references[:] = np.full((3, 1), file["#refs#/a"].ref, h5py.ref_dtype)
+    _, opened = open_recording(path, unit="mV")
+    assert opened.leads == ["column 1", "column 2", "column 3"]
+
+
+def test_an_array_x_beside_a_signal_is_not_it(tmp_path):
+    np.savez(tmp_path / "a", x=np.arange(2500.0), ecg=millivolts()[:, 0], fs=FS, unit="mV")
+    records, opened = open_recording(tmp_path / "a.npz")
+    np.testing.assert_array_equal(records[0].read(), millivolts()[:, 0])
+    assert opened.notes == ["array 'x' left out"]
 
 
 def test_arrays_say_their_rate_unit_and_leads(tmp_path):
@@ -288,6 +452,21 @@ def test_names_without_extension_are_found_and_ambiguous_ones_refused(tmp_path):
     assert find_files(tmp_path) == {"sub/a.bin": "sub/a.bin", "sub/a.csv": "sub/a.csv"}
     with pytest.raises(RecordError, match=r"a: which of a\.bin, a\.csv\? give its extension"):
         open_record(tmp_path / "sub" / "a")
+
+
+def test_what_may_not_be_read_is_found_and_says_so(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "a.dcm", [dicom_group(counts())])
+    (tmp_path / "closed").mkdir()
+    write_dicom(tmp_path / "closed" / "b.dcm", [dicom_group(counts())])
+    access, walk = os.access, os.walk
+    hidden = (str(path), str(tmp_path / "closed"))
+    monkeypatch.setattr(os, "access", lambda at, mode: str(at) not in hidden and access(at, mode))
+    monkeypatch.setattr(os, "walk", lambda top: (found for found in walk(top) if not found[0].endswith("closed")))
+    assert find_files(tmp_path) == {"a": "a.dcm", "closed": "closed"}
+    with pytest.raises(RecordError, match="closed: "):
+        open_record(tmp_path / "closed", root=tmp_path)
+    with pytest.raises(RecordError, match=r"^none: no such file or record$"):
+        open_record(tmp_path / "none")
 
 
 def test_files_outside_the_root_are_refused_through_links_too(tmp_path):
