@@ -116,9 +116,9 @@ def _inspect(arguments):
     shown = {"as_json": arguments.json, "png": arguments.png, "start": arguments.start, "seconds": arguments.seconds}
     text = inspect_file(arguments.file, **shown, chosen=leads, with_patient=arguments.patient, **_said(arguments))
     # Dots of braille are not in every encoding; and a reader such as head may go before the end.
-    sys.stdout.reconfigure(errors="replace")
+    encoding = sys.stdout.encoding
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

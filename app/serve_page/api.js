@@ -19,7 +19,9 @@ export async function ask(path, options = {}) {
     const text = await answer.text();
     let said = { error: text };
     try { said = JSON.parse(text); } catch { /* plain text */ }
-    throw Object.assign(new Error(said.error), { unsaid: said.unsaid, status: answer.status });
+    // What a file leaves unsaid is typed here, not on a command line.
+    const error = said.unsaid ? said.error.replace(/; (give|say which)[^;]*--[^;]*$/, "") : said.error;
+    throw Object.assign(new Error(error), { unsaid: said.unsaid, status: answer.status });
   }
   return answer;
 }

@@ -126,8 +126,7 @@ function ask(record, why) {
   by("look").hidden = true;
   by("unsaid").hidden = false;
   by("unsaid-name").textContent = record.name;
-  // Where to type it is here, not on a command line.
-  by("unsaid-why").textContent = why.replace(/; give [^;]*--[^;]*$/, "");
+  by("unsaid-why").textContent = why;
   by("unsaid-fs").value = record.said?.fs ?? "";
   by("unsaid-unit").value = record.said?.unit ?? "";
   by("unsaid-leads").value = record.said?.leads?.join(", ") ?? "";
