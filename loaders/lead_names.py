@@ -10,10 +10,11 @@ _NAMES = {name.lower(): name for name in STANDARD_LEADS}
 
 
 def lead_name(text):
-    """Return the standard name of a lead: I, II, III, aVR, aVL, aVF, V1 to V6; others as given, without 'ECG'."""
+    """Return the standard name of a lead: I, II, III, aVR, aVL, aVF, V1 to V6; others as given, without 'ECG' where a
+    name is left (ECG V9 is V9, ECG 1 stays)."""
     text = " ".join(str(text).split())[:80]
     bare = _PLACE.sub("", text)
-    return _NAMES.get(bare.lower(), bare or text)
+    return _NAMES.get(bare.lower(), text if bare.isdigit() else bare or text)
 
 
 def find_lead(lead, names):

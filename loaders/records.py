@@ -11,7 +11,7 @@ import numpy as np
 
 from anyecg.loaders.errors import RecordError
 from anyecg.loaders.formats import Options
-from anyecg.loaders.lead_names import find_lead, position_of
+from anyecg.loaders.lead_names import find_lead, lead_name, position_of
 from anyecg.loaders.other_formats import Opened, kind_of, open_other, other_names
 from anyecg.loaders.wfdb_header import NULL_SEGMENT, inside, is_below, read_header
 from anyecg.loaders.wfdb_samples import Lead, mv_per_unit
@@ -261,7 +261,7 @@ def _open_wfdb(found, lead):
     record, root, folder = found.name, found.root, found.folder
     header = read_header(root, folder, record + ".hea", record)
     reference = _reference(header, root) if header.segments else header
-    leads = tuple(signal.lead for signal in reference.signals)
+    leads = _names(signal.lead for signal in reference.signals)
     position = _position(lead, leads, record)
     samples: _Segments | Lead
     if header.segments:
@@ -272,6 +272,13 @@ def _open_wfdb(found, lead):
         lines = [*header.lines, str(samples.size)]
     digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
     return Record(record, samples.fs, samples.n_samples, leads, header.start, samples.read, digest)
+
+
+def _names(found):
+    """Return the names of leads, standard where that keeps them apart."""
+    found = tuple(found)
+    standard = tuple(map(lead_name, found))
+    return standard if len(set(standard)) == len(found) else found
 
 
 def _reference(header, root):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from anyecg.kernels.beats import r_peaks
+from anyecg.loaders.lead_names import STANDARD_LEADS
 from anyecg.loaders.records import open_record
 from anyecg.train.export import export_model
 from anyecg.train.predict_files import predict_files
@@ -137,7 +138,7 @@ def test_twelve_leads_stand_in_the_usual_layout_and_others_do_not_offer_it(show)
     choose(tab, "twelve")
     assert tab.locator("#layout").input_value() == "paper"
     assert "25 mm/s, 10 mm/mV" in tab.locator("#where").inner_text()
-    assert tab.locator("#lead option").all_inner_texts() == list(NAMES)
+    assert tab.locator("#lead option").all_inner_texts() == list(STANDARD_LEADS)
     choose(tab, "A00015")
     assert tab.locator("#layout").input_value() == "single"
     assert tab.locator("#layout option[value=paper]").is_disabled()
@@ -191,7 +192,7 @@ def test_both_legs_of_calipers_are_seen_in_every_lead_of_the_usual_layout(show):
     choose(tab, "twelve")
     tab.locator("#heart dd").nth(2).wait_for()
     tab.locator("#ecg").focus()
-    for lead, n_seen in (("v1", 2), ("iii", 2), ("avr", 2)):
+    for lead, n_seen in (("V1", 2), ("III", 2), ("aVR", 2)):
         tab.locator("#lead").select_option(label=lead)
         tab.locator("#heart dd").nth(2).wait_for()
         if not tab.locator("#measured").inner_text():
@@ -435,7 +436,7 @@ def test_the_keyboard_alone_finds_opens_and_measures(show):
     tab.keyboard.press("l")
     assert tab.locator("#layout").input_value() == "stack"
     tab.keyboard.press("ArrowDown")
-    tab.locator("#where", has_text="lead iii").wait_for()
+    tab.locator("#where", has_text="lead III").wait_for()
     tab.keyboard.press("g")
     tab.locator("#where", has_text="20 mm/mV").wait_for()
     tab.keyboard.press("c")

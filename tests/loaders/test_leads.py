@@ -53,6 +53,14 @@ def test_leads_of_any_spelling_are_opened_by_their_standard_names(tmp_path, form
     np.testing.assert_array_equal(open_record(tmp_path / "r", lead="v4").read(), found[9].read())
 
 
+def test_leads_of_wfdb_have_standard_names_where_that_keeps_them_apart(tmp_path):
+    for names, wanted in (
+        (("i", "ECG v2", "ECG 1", "MLII"), ("I", "V2", "ECG 1", "MLII")), (("ii", "Lead II", "v1", "aVF"), None),
+    ):  # fmt: skip
+        write_record(tmp_path, "r", "wfdb", counts(3)[:, :4], names)
+        assert open_record(tmp_path / "r").leads == (wanted or names)
+
+
 def test_a_lead_that_can_be_two_is_refused(tmp_path):
     write_record(tmp_path, "r", "wfdb", counts(3)[:, :2], ("ii", "Lead II"))
     with pytest.raises(RecordError, match="lead 'II' can be any of ii, Lead II; give its name as it stands there"):
