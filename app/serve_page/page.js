@@ -270,11 +270,20 @@ async function rest() {
 
 const middle = (values) => { const sorted = [...values].sort((a, b) => a - b), n = sorted.length; return n % 2 ? sorted[(n - 1) / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2; };
 
+// Whether no window in sight has a rate, though there are peaks enough for one in each.
+function isNoise(nPeaks) {
+  if (!view.flags) return false;
+  const { seconds, rate } = view.flags, first = Math.floor(view.start / seconds);
+  const inSight = rate.slice(first, Math.max(first + 1, Math.ceil((view.start + view.seconds) / seconds)));
+  return inSight.length > 0 && inSight.every((one) => one === null) && nPeaks > 3 * inSight.length;
+}
+
 function facts() {
   const { fs } = view.lead, beats = view.beats?.flat(), rows = [];
   // No interval reaches over a gap.
   const intervals = view.beats?.flatMap((stretch) => stretch.slice(1).map((beat, n) => (beat - stretch[n]) / fs));
-  if (intervals?.length) {
+  if (intervals?.length && isNoise(beats.length)) rows.push(["Heart rate", "none: what is in sight is too noisy to tell beats apart"]);
+  else if (intervals?.length) {
     rows.push(["Heart rate", `${Math.round(60 / middle(intervals))} /min`], ["R peaks in sight", beats.length]);
     rows.push(["RR", `${Math.round(middle(intervals) * 1000)} ms (${Math.round(Math.min(...intervals) * 1000)} to ${Math.round(Math.max(...intervals) * 1000)})`]);
   } else if (beats) rows.push(["R peaks in sight", beats.length]);

@@ -56,6 +56,7 @@ def folder(tmp_path_factory):
     write_record(folder, "hour", long_T[:, None], ["II"], 300)
     write_record(folder, "morning", np.tile(long_T, 6)[:, None], ["II"], 300)
     write_record(folder, "script", lead[:3000, None], [SCRIPT], 300)
+    write_record(folder, "noise", np.random.default_rng(1).standard_normal((3000, 1)), ["II"], 300)
     with_gap_T = lead[:6000].copy()
     write_record(folder, "torn", with_gap_T[:, None], ["II"], 300)
     count_T = np.fromfile(folder / "torn.dat", "<i2")
@@ -237,6 +238,14 @@ def test_no_interval_and_no_voltage_is_told_over_a_gap(show):
     tab.locator("#ecg").focus()
     tab.keyboard.press("c")
     tab.locator("#measured", has_text="no signal at a leg").wait_for()
+
+
+def test_noise_has_no_heart_rate(show):
+    tab = show()
+    choose(tab, "noise")
+    tab.locator("#heart", has_text="too noisy to tell beats apart").wait_for()
+    tab.locator("#quality", has_text="no beat stands out").wait_for()
+    assert "/min" not in tab.locator("#heart").inner_text()
 
 
 def test_a_spike_of_one_sample_in_an_hour_is_seen_in_the_picture_of_the_whole(show):
